@@ -1,1 +1,33 @@
 """Train PyTorch models with attribution."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attrain import pruning, rewards, rules
+    from attrain.credit import LFP
+
+__version__ = "0.1.0"
+
+# What a name is and where it lives; importing torch takes seconds, so it waits until it is needed.
+_HOMES = {
+    "LFP": "attrain.credit",
+    "pruning": None,
+    "rewards": None,
+    "rules": None,
+}
+
+__all__ = ["LFP", "pruning", "rewards", "rules"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attrain' has no attribute {name!r}")
+    home = _HOMES[name]
+    if home is None:
+        return importlib.import_module(f"attrain.{name}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,66 @@
+"""What the engine remembers about a tensor while a model runs under credit."""
+
+import weakref
+from collections.abc import Callable
+from enum import Enum, auto
+
+from torch import Tensor
+
+
+class Kind(Enum):
+    """What a marked tensor stands for."""
+
+    ACTIVATION = auto()
+    PARAMETER = auto()  # computed from parameters alone: weight_norm, gamma.reshape(...)
+    STATISTIC = auto()  # mean(f(z)) over some axes of z: may normalise z
+    INVERSE = auto()  # 1 / a statistic of z
+    NORM = auto()  # a statistic that is no linear map of its input: may do nothing but normalise
+    CENTRED = auto()  # z - a mean of z
+    DECISION = auto()  # boolean, from a comparison of a tensor that carries credit
+    OBJECTIVE = auto()  # a loss: what follows is no part of the network
+
+
+class Mark:
+    """Kind of a tensor, the stabiliser it still owes, and the tensor it is a function of.
+
+    `epsilon` is the stabiliser (equation 6) of the linear map that made the tensor; the
+    consumer applies it, because an activation that follows brings its own. `root` is the tensor
+    that this one is an elementwise (or, for statistics, reduced) function of; None is itself;
+    `copy` says that the function is a cast or a multiple. `source` is what a comparison compared.
+    `audit` checks the graph behind the tensor once, when a reward is attached to it.
+    """
+
+    __slots__ = ("_root", "audit", "copy", "epsilon", "kind", "source")
+
+    def __init__(
+        self,
+        kind: Kind = Kind.ACTIVATION,
+        epsilon: float = 0.0,
+        root: Tensor | None = None,
+        audit: Callable[[Tensor], None] | None = None,
+        source: Tensor | None = None,
+        copy: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.epsilon = epsilon
+        self.audit = audit
+        self.source = source
+        self.copy = copy
+        self._root = None if root is None else weakref.ref(root)
+
+    def root(self, tensor: Tensor) -> Tensor | None:
+        """Return the tensor that `tensor` is a function of, None if it is gone."""
+        return tensor if self._root is None else self._root()
+
+
+PARAMETER = Mark(Kind.PARAMETER)
+
+
+def get(tensor: Tensor) -> Mark | None:
+    """Return the mark of `tensor`, None where it has none."""
+    return getattr(tensor, "_attrain", None)
+
+
+def put(tensor: Tensor, mark: Mark) -> None:
+    """Mark `tensor`."""
+    tensor._attrain = mark  # type: ignore[attr-defined]

@@ -1,0 +1,396 @@
+"""One torch function call seen under credit, and the node through which tensors enter it.
+
+Credit is kept per unit of activation: a reward r at a neuron with activation a is r = a * c, and
+what flows through autograd is -c. In these coordinates a linear map's rule is its ordinary
+backward pass, a nonlinearity's is its secant slope, and a parameter's feedback is |w| times its
+ordinary gradient.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import resolve_name
+
+from attrain import audit, marks
+from attrain.errors import CreditError
+from attrain.marks import Kind, Mark
+
+_SILENT_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_SILENT_FILES = (str(Path(__file__).parent.parent / "credit.py"),)
+
+
+@dataclass
+class Settings:
+    """What a context decides for every call, and what it learns on the way."""
+
+    epsilon: float
+    scale: str
+    batch_norm: str
+    opposite_sign: str
+    parameters: frozenset[int]
+    plain: Mark
+    pending: Mark
+    objective: Mark
+    is_buffer: Callable[[Tensor], bool]
+    warn_once: Callable[[str, str], None]
+    adopt: Callable[[Tensor], Mark | None]
+    reenter: Callable[..., Any]
+    calls: int = 0
+    last: Tensor | None = field(default=None, repr=False)
+
+
+class Action(NamedTuple):
+    """What happens on the way back to one tensor that entered a call."""
+
+    scale: str | None = None  # a parameter: times |w|
+    epsilon: float = 0.0  # the stabiliser that the tensor owes
+    factor: float = 1.0  # share of the credit, for products of activations
+    own: bool = False  # the gradient is nobody else's: it may be changed in place
+
+
+def stabilise(credit: Tensor, value: Tensor, epsilon: float) -> Tensor:
+    """Return `credit` times |z| / (|z| + epsilon), the stabiliser of equation 6."""
+    if credit.dtype in (torch.float16, torch.bfloat16):
+        return stabilise(credit.float(), value.float(), epsilon).to(credit.dtype)
+    return torch.addcdiv(credit, credit, value.abs().add_(epsilon), value=-epsilon)
+
+
+def scale_feedback(gradient: Tensor, weight: Tensor, scale: str, own: bool = False) -> Tensor:
+    """Return the feedback of a parameter, |w| times its gradient (equations 4, 7).
+
+    `scale="relative"` divides by the tensor's mean |w|. With `own`, `gradient` is overwritten.
+    """
+    if gradient.is_sparse:
+        gradient = gradient.coalesce()
+        rows = gradient.indices()[0]
+        values = gradient.values() * weight[rows].abs()
+        if scale == "relative":
+            values /= mean_magnitude(weight)
+        return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape)
+    magnitude = weight.abs()
+    if scale == "relative":
+        magnitude /= mean_magnitude(weight)
+    if own and gradient.dtype == magnitude.dtype and not torch.is_grad_enabled():
+        return gradient.mul_(magnitude)
+    return gradient * magnitude
+
+
+def mean_magnitude(weight: Tensor) -> Tensor:
+    """Return mean |w|, kept above zero so that a tensor of zeros has feedback zero, not NaN."""
+    return weight.abs().mean().clamp_min_(torch.finfo(weight.dtype).tiny)
+
+
+def _back(action: Action, gradient: Tensor | None, value: Tensor | None) -> Tensor | None:
+    if gradient is None or value is None:
+        return gradient if action.factor == 1.0 or gradient is None else gradient * action.factor
+    if action.scale is not None:
+        return scale_feedback(gradient, value, action.scale, action.own)
+    if action.factor != 1.0:
+        gradient = gradient * action.factor
+    return stabilise(gradient, value, action.epsilon)
+
+
+class Credit(torch.autograd.Function):
+    """Identity forward; on the way back each tensor's `Action`. `scaled` says which get times |w|."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: tuple[Action, ...], *tensors: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        ctx.scaled = tuple(action.scale is not None for action in plan)
+        ctx.save_for_backward(
+            *(
+                tensor if action.scale is not None or action.epsilon else None
+                for tensor, action in zip(tensors, plan, strict=True)
+            )
+        )
+        return tensors if len(tensors) > 1 else tensors[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        return None, *map(_back, ctx.plan, gradients, ctx.saved_tensors)
+
+
+class CreditInPlace(torch.autograd.Function):
+    """`Credit` for one activation that the call is about to overwrite."""
+
+    @staticmethod
+    def forward(ctx: Any, action: Action, tensor: Tensor) -> Tensor:
+        ctx.mark_dirty(tensor)
+        ctx.action = action
+        ctx.scaled = ()
+        ctx.save_for_backward(tensor.clone() if action.epsilon else None)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return None, _back(ctx.action, gradient, *ctx.saved_tensors)
+
+
+class Call:
+    """A torch function, its arguments, and which of them carry credit.
+
+    activations: tensors that carry credit; parameters: the model's parameters and tensors
+    computed from them alone; constants: tensors without gradient; decisions: comparisons of
+    activations.
+    """
+
+    __slots__ = (
+        "activations",
+        "args",
+        "constants",
+        "decisions",
+        "func",
+        "kwargs",
+        "parameters",
+        "settings",
+    )
+
+    def __init__(
+        self,
+        settings: Settings,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.settings = settings
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.activations: list[Tensor] = []
+        self.parameters: list[Tensor] = []
+        self.decisions: list[Tensor] = []
+        self.constants: list[Tensor] = []
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(value, Tensor):
+                self._sort(value)
+            elif isinstance(value, (list, tuple)):
+                for item in value:
+                    if isinstance(item, Tensor):
+                        self._sort(item)
+
+    def _sort(self, tensor: Tensor) -> None:
+        mark = marks.get(tensor)
+        if not tensor.requires_grad:
+            if mark is not None and mark.kind is Kind.DECISION:
+                self.decisions.append(tensor)
+            else:
+                self.constants.append(tensor)
+        elif mark is not None:
+            if mark.kind is Kind.PARAMETER:
+                self.parameters.append(tensor)
+            else:
+                self.activations.append(tensor)
+        elif id(tensor) in self.settings.parameters or isinstance(tensor, torch.nn.Parameter):
+            self.parameters.append(tensor)
+        else:
+            if tensor.grad_fn is not None:
+                self._adopt(tensor)
+            self.activations.append(tensor)
+
+    def _adopt(self, tensor: Tensor) -> None:
+        node = tensor.grad_fn
+        assert node is not None
+        if node.name() in audit.TRANSPARENT and tensor._base is not None:
+            mark = marks.get(tensor._base)
+        else:
+            mark = self.settings.adopt(tensor)
+        if mark is None:
+            raise self.refuse(
+                f"its input of shape {tuple(tensor.shape)} was made by {node.name()}, which credit "
+                "did not see: an autograd.Function of your own, another thread, or code outside "
+                "the context",
+                "Compute it inside `with credit:`, detach() it, or, if its backward already "
+                "hands on credit, register the function with attrain.rules.register(Function, "
+                "'native').",
+            )
+        marks.put(tensor, mark)
+
+    def option(self, position: int, *names: str, default: Any) -> Any:
+        """Return an argument by position or name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return next((self.kwargs[name] for name in names if name in self.kwargs), default)
+
+    @property
+    def data(self) -> bool:
+        """Whether a constant that is neither a buffer nor a single number takes part.
+
+        With parameters alone, such a call is the first layer of a model.
+        """
+        return any(
+            each.ndim
+            and marks.get(each) is None
+            and not self.settings.is_buffer(each)
+            for each in self.constants
+        )
+
+    @property
+    def derived(self) -> bool:
+        """Whether the call computes a weight from parameters and buffers alone."""
+        return not self.activations and bool(self.parameters) and not self.data
+
+    @property
+    def carries(self) -> bool:
+        """Whether anything in the call carries credit."""
+        return bool(self.activations or self.parameters)
+
+    def run(self) -> Any:
+        """Call the function natively."""
+        return self.func(*self.args, **self.kwargs)
+
+    def mark_derived(self, out: Any) -> Any:
+        """Mark the results of a call on parameters alone."""
+        for tensor in _tensors(out):
+            if marks.get(tensor) is None and id(tensor) not in self.settings.parameters:
+                marks.put(tensor, marks.PARAMETER)
+        return out
+
+    def finish(self, out: Any, mark: Mark | None = None) -> Any:
+        """Mark the results of a call that carry credit; `mark` defaults to a plain activation."""
+        settings = self.settings
+        if mark is None:
+            mark = settings.plain
+        if isinstance(out, Tensor):
+            if out.requires_grad:
+                marks.put(out, mark)
+                settings.last = out
+        else:
+            for tensor in _tensors(out):
+                if tensor.requires_grad:
+                    marks.put(tensor, mark)
+                    settings.last = tensor
+        settings.calls += 1
+        return out
+
+    def finish_objective(self, out: Any) -> Any:
+        """Mark what is computed from a loss: no part of the network, with plain gradients."""
+        for tensor in _tensors(out):
+            if tensor.requires_grad:
+                marks.put(tensor, self.settings.objective)
+        return out
+
+    def mark(self, tensor: Tensor) -> Mark:
+        """Return the mark of an activation; a leaf that requires grad is a plain one."""
+        return marks.get(tensor) or self.settings.plain
+
+    def root(self, tensor: Tensor) -> Tensor | None:
+        """Return the tensor that an activation is a function of."""
+        return self.mark(tensor).root(tensor)
+
+    def related(
+        self,
+        root: Tensor | None,
+        *,
+        kind: Kind = Kind.ACTIVATION,
+        pending: bool = False,
+        copy: bool = False,
+    ) -> Mark:
+        """Return a mark for a result that is a function of `root`."""
+        pattern = self.settings.pending if pending else self.settings.plain
+        return Mark(kind, pattern.epsilon, root, pattern.audit, copy=copy)
+
+    def enter(
+        self,
+        *,
+        factor: float = 1.0,
+        added: tuple[int | str, ...] = (),
+        in_place: bool = False,
+        owned: tuple[int | str, ...] = (),
+        norms: bool = False,
+    ) -> None:
+        """Pass everything that carries credit through one `Credit` node.
+
+        Parameters are scaled, activations stabilised where they owe it and given `factor` of the
+        credit, unless their position is in `added`. `in_place`: the first argument is about to be
+        overwritten. `owned`: positions whose gradient belongs to nobody else.
+        """
+        plan: dict[int, tuple[Tensor, Action]] = {}
+        first = self.args[0] if in_place else None
+        for place, value in (*enumerate(self.args), *self.kwargs.items()):
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+                    continue
+                mark = marks.get(tensor)
+                if (mark is not None and mark.kind is Kind.PARAMETER) or (
+                    mark is None and any(tensor is each for each in self.parameters)
+                ):
+                    action = Action(scale=self.settings.scale, own=place in owned)
+                else:
+                    mark = mark or self.settings.plain
+                    if mark.kind is Kind.NORM and not norms:
+                        raise self.refuse(
+                            "a norm, variance or standard deviation of activations is used as an "
+                            "activation, and how credit passes it is not defined",
+                            "Use it to normalise the tensor it was taken from, or detach() it.",
+                        )
+                    action = Action(
+                        epsilon=mark.epsilon, factor=1.0 if place in added else factor
+                    )
+                    if action.epsilon == 0.0 and action.factor == 1.0:
+                        continue
+                plan[id(tensor)] = (tensor, action)
+        if first is not None and id(first) in plan:
+            tensor, action = plan.pop(id(first))
+            CreditInPlace.apply(action, tensor)
+        if not plan:
+            return
+        entered = Credit.apply(
+            tuple(action for _, action in plan.values()), *(tensor for tensor, _ in plan.values())
+        )
+        self.replace(
+            dict(zip(plan, entered if len(plan) > 1 else (entered,), strict=True)),
+            skip=first,
+        )
+
+    def replace(self, new: dict[int, Tensor], skip: Tensor | None = None) -> None:
+        """Replace arguments by identity."""
+
+        def swap(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value if value is skip else new.get(id(value), value)
+            if isinstance(value, (list, tuple)) and any(id(item) in new for item in value):
+                swapped = [new.get(id(item), item) for item in value]
+                return swapped if isinstance(value, list) else tuple(swapped)
+            return value
+
+        self.args = [swap(value) for value in self.args]
+        if self.kwargs:
+            self.kwargs = {key: swap(value) for key, value in self.kwargs.items()}
+
+    def refuse(self, problem: str, remedy: str) -> CreditError:
+        """Return the error that names the function, the place in the user's code and the remedy."""
+        return CreditError(f"{name_of(self.func)} at {place()}: {problem}. {remedy}")
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """Return the name of a torch function as a user would write it."""
+    try:
+        name = resolve_name(func)
+    except Exception:  # torch's own resolver fails on a few builtins
+        name = None
+    return (name or getattr(func, "__name__", repr(func))).replace("torch.functional.", "torch.")
+
+
+def place() -> str:
+    """Return `file:line` of the innermost caller outside torch and this engine."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_SILENT_FOLDERS) and file not in _SILENT_FILES:
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "an unknown place"
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out]
+    if isinstance(out, (list, tuple)):
+        return [tensor for item in out for tensor in _tensors(item)]
+    return []

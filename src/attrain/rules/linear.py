@@ -1,0 +1,228 @@
+"""Rules of maps that are linear in what they take: their backward pass already is their rule."""
+
+from typing import Any
+
+from torch import Tensor
+
+from attrain.marks import Kind, Mark
+from attrain.rules.call import Call
+
+# Where a bias sits in the functions that take one: it is added, not multiplied.
+_ADDED = {"linear": (2, "bias"), "addmm": (0, "input"), "bilinear": (3, "bias")}
+
+
+def weighted(call: Call) -> Any:
+    """Linear and convolution layers and matrix products (equations 2 to 7).
+
+    A factor that carries credit shares it equally with the other factors that do: two activations
+    (attention times value) take half each, the uniform rule of AttnLRP (Achtibat et al. 2024).
+    """
+    if call.derived:
+        return call.mark_derived(call.run())
+    added = _added(call)
+    _check_weights(call, added)
+    factors = sum(
+        1
+        for position, value in (*enumerate(call.args), *call.kwargs.items())
+        if position not in added
+        for tensor in (value if isinstance(value, (list, tuple)) else (value,))
+        if isinstance(tensor, Tensor) and any(tensor is each for each in call.activations)
+    )
+    call.enter(factor=1 / max(factors, 1), added=added, owned=(1, "weight"))
+    return call.finish(call.run(), call.settings.pending)
+
+
+def _added(call: Call) -> tuple[int | str, ...]:
+    name = getattr(call.func, "__name__", "")
+    if name.startswith("conv"):
+        return (2, "bias")
+    if name.startswith(("addmm", "addmv", "baddbmm", "addbmm", "addr")):
+        return (0, "input", "self")
+    return _ADDED.get(name, ())
+
+
+def _check_weights(call: Call, added: tuple[int | str, ...]) -> None:
+    name = getattr(call.func, "__name__", "")
+    if not (name == "linear" or name.startswith("conv")):
+        return
+    weight = call.args[1] if len(call.args) > 1 else call.kwargs.get("weight")
+    if (
+        isinstance(weight, Tensor)
+        and weight.requires_grad
+        and weight.is_leaf
+        and not any(weight is each for each in call.parameters)
+    ):
+        raise call.refuse(
+            f"its weight of shape {tuple(weight.shape)} is no parameter of the model",
+            "Hand it to the context as well: attrain.LFP([*model.parameters(), weight]).",
+        )
+
+
+def embedded(call: Call) -> Any:
+    """Embeddings: a linear map of one-hot vectors; what comes out are activations."""
+    call.enter()
+    return call.finish(call.run(), call.settings.pending)
+
+
+def summed(call: Call, *, in_place: bool = False) -> Any:
+    """Sums, and means over some axes: each branch receives the credit unchanged (equation 11)."""
+    if call.derived:
+        return call.mark_derived(call.run())
+    mark = _mark_of_sum(call)
+    call.enter(in_place=in_place)
+    return call.finish(call.run(), call.settings.pending if in_place else mark)
+
+
+def _mark_of_sum(call: Call) -> Mark:
+    """Keep what the sum is a function of, so that activations written out by hand are seen whole.
+
+    z - mean(z) stays tied to z, so that a layer normalisation written out by hand is one, too.
+    """
+    if not call.activations or call.parameters:
+        return call.settings.pending
+    roots = [call.root(each) for each in call.activations]
+    if roots[0] is None or any(root is not roots[0] for root in roots[1:]):
+        return call.settings.pending
+    kinds = {call.mark(each).kind for each in call.activations}
+    if kinds == {Kind.ACTIVATION}:
+        kind = Kind.ACTIVATION
+    elif len(kinds) == 1:
+        kind = kinds.pop()
+    elif kinds == {Kind.ACTIVATION, Kind.STATISTIC} and call.activations[0] is roots[0]:
+        kind = Kind.CENTRED
+    else:
+        return call.settings.pending
+    if len(call.activations) == 1 and kind is Kind.NORM:
+        return call.related(roots[0], kind=kind)
+    return call.related(roots[0], kind=kind, pending=True)
+
+
+def reduced(call: Call) -> Any:
+    """Sums and means over axes: linear maps whose result may later normalise what they reduced."""
+    if call.derived:
+        return call.mark_derived(call.run())
+    root = call.root(call.activations[0]) if call.activations else None
+    call.enter()
+    out = call.run()
+    if root is None:
+        return call.finish(out, call.settings.pending)
+    return call.finish(out, call.related(root, kind=Kind.STATISTIC, pending=True))
+
+
+def normed(call: Call) -> Any:
+    """Norms, variances, standard deviations: no rule, but they may normalise what they measured."""
+    if call.derived:
+        return call.mark_derived(call.run())
+    root = call.root(call.activations[0]) if call.activations else None
+    out = call.run()
+    return call.finish(out, call.related(root, kind=Kind.NORM))
+
+
+def mixed(call: Call, *, in_place: bool = False) -> Any:
+    """Linear maps without weights that mix their inputs: average pools, interpolation, cumsum."""
+    if call.derived:
+        return call.mark_derived(call.run())
+    call.enter(in_place=in_place)
+    return call.finish(call.run(), call.settings.pending)
+
+
+def thinned(call: Call, *, in_place: bool = False) -> Any:
+    """Dropout and other masks: in credit per unit of activation, the mask itself."""
+    if call.derived:
+        return call.mark_derived(call.run())
+    if not call.option(2, "training", "train", default=True):
+        return passed(call)
+    in_place = in_place or bool(call.option(3, "inplace", default=False))
+    call.enter(in_place=in_place)
+    return call.finish(call.run())
+
+
+def passed(call: Call, *, in_place: bool = False) -> Any:
+    """Moves, copies, joins, selections, winners: every value hands its reward to where it was.
+
+    The stabiliser that the values owe is passed on with them where all owe it. A parameter that is
+    joined to activations (a class token) is scaled here.
+    """
+    if call.derived or (not call.activations and not _joins_data(call)):
+        return call.mark_derived(call.run()) if call.parameters else call.run()
+    owed = all(call.mark(each).epsilon for each in call.activations)
+    if call.parameters or not owed or in_place:
+        call.enter(in_place=in_place)
+        mark = call.settings.plain if call.activations else call.settings.pending
+    else:
+        mark = call.settings.pending
+    before = call.activations
+    out = call.run()
+    if any(out is each for each in before) and not in_place:
+        return out
+    return call.finish(out, mark)
+
+
+def _joins_data(call: Call) -> bool:
+    return call.data and any(isinstance(value, (list, tuple)) for value in call.args[:1])
+
+
+def cast(call: Call) -> Any:
+    """Casts and copies: as `passed`, and still the same function of the same tensor.
+
+    A comparison that becomes a number is a step activation: its reward goes to what was compared.
+    """
+    if call.decisions and not call.activations:
+        from attrain.rules.activation import step
+
+        return step(call)
+    if not call.activations:
+        return call.mark_derived(call.run()) if call.parameters else call.run()
+    source = call.activations[0]
+    mark = call.mark(source)
+    out = call.run()
+    if out is source:
+        return out
+    root = mark.root(source)
+    if root is None:
+        return call.finish(out, call.settings.pending if mark.epsilon else None)
+    return call.finish(
+        out, call.related(root, kind=mark.kind, pending=bool(mark.epsilon), copy=mark.copy or root is source)
+    )
+
+
+def written(call: Call) -> Any:
+    """`x[index] = value`: the value goes in, what was there loses its credit."""
+    if call.derived:
+        return call.mark_derived(call.run())
+    target = call.args[0]
+    # `x[i] += y` writes a view of x into x: what it owes must be remembered before it is gone.
+    call.replace(
+        {
+            id(each): each.clone()
+            for each in call.activations
+            if each is not target and each.untyped_storage().data_ptr()
+            == target.untyped_storage().data_ptr()
+        }
+    )
+    call.enter(in_place=target.requires_grad)
+    call.run()
+    if isinstance(target, Tensor) and target.requires_grad:
+        call.finish(target, call.settings.plain)
+
+
+def overwritten(call: Call) -> Any:
+    """In-place writes (`copy_`, `zero_`, `scatter_`): as an assignment, returning the tensor."""
+    written(call)
+    return call.args[0]
+
+
+def negated(call: Call, *, in_place: bool = False) -> Any:
+    """Minus: the stabiliser is passed on, since it depends on the size alone."""
+    if in_place:
+        return passed(call, in_place=True)
+    return cast(call)
+
+
+def unsupported(call: Call) -> Any:
+    """Refuse a function that credit has no rule for, with the place and the remedy."""
+    raise call.refuse(
+        "credit has no rule for it, and nothing falls back silently to a gradient",
+        "If it is elementwise, wrap it with attrain.rules.elementwise(fn); if you know its rule, "
+        "attrain.rules.register(fn, rule); if no credit should pass, detach() its input.",
+    )

@@ -1,0 +1,283 @@
+"""Rules where two tensors that carry credit meet: products, quotients, attention."""
+
+import math
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attrain.marks import Kind
+from attrain.rules.activation import nonlinear, whole
+from attrain.rules.call import Call, stabilise
+
+
+def product(call: Call, *, in_place: bool = False) -> Any:
+    """Elementwise products.
+
+    By a constant: linear. By a parameter: a diagonal linear map. Of two activations: half of the
+    credit each (the uniform rule of AttnLRP). Of two functions of the same tensor: an activation
+    written out by hand, or its normalisation by its own statistic, which counts as a constant.
+    """
+    if call.derived:
+        return call.mark_derived(call.run())
+    if len(call.activations) == 2 and not call.parameters:
+        related = _of_one_tensor(call, in_place)
+        if related is not None:
+            return related
+        call.enter(factor=0.5, in_place=in_place)
+        return call.finish(call.run())
+    return _scaled(call, in_place)
+
+
+def _scaled(call: Call, in_place: bool) -> Any:
+    """One activation times a constant or a parameter."""
+    mark = None if call.parameters else call.settings.plain
+    if mark is None:
+        mark = call.settings.pending
+    elif len(call.activations) == 1 and not in_place:
+        z = call.activations[0]
+        known = call.mark(z)
+        root = known.root(z)
+        if root is not None:
+            mark = call.related(root, kind=known.kind, copy=known.copy or root is z)
+    call.enter(in_place=in_place, norms=True)
+    return call.finish(call.run(), mark)
+
+
+def _of_one_tensor(call: Call, in_place: bool) -> Any:
+    """Return the product of two functions of one tensor, None where they are of several."""
+    a, b = call.activations
+    for value, statistic in ((a, b), (b, a)):
+        if call.mark(statistic).kind is Kind.INVERSE and _normalises(call, value, statistic):
+            return _by_constant(call, value, statistic, in_place)
+    root = call.root(a)
+    if root is None or root is not call.root(b) or a is b:
+        return _square(call) if a is b and not in_place else None
+    if call.mark(a).kind is not Kind.ACTIVATION or call.mark(b).kind is not Kind.ACTIVATION:
+        return None
+    if in_place:
+        raise call.refuse(
+            "two functions of the same tensor are multiplied in place",
+            "Write `y = a * b` instead of `a *= b`, or use the activation from torch.nn.",
+        )
+    with torch.no_grad():
+        value = call.run()
+    return whole(call, root, value)
+
+
+def _square(call: Call) -> Any:
+    root = call.root(call.activations[0])
+    if root is None or call.mark(call.activations[0]).kind is not Kind.ACTIVATION:
+        return None
+    with torch.no_grad():
+        value = call.run()
+    return whole(call, root, value)
+
+
+def _normalises(call: Call, value: Tensor, statistic: Tensor) -> bool:
+    """Whether `statistic` was taken from `value`, or from what `value` is a multiple of."""
+    mark = call.mark(value)
+    root = mark.root(value)
+    return (
+        root is not None
+        and root is call.root(statistic)
+        and (root is value or mark.copy or mark.kind is Kind.CENTRED)
+    )
+
+
+def _by_constant(call: Call, value: Tensor, statistic: Tensor, in_place: bool) -> Any:
+    call.replace({id(statistic): statistic.detach()})
+    call.enter(in_place=in_place)
+    return call.finish(call.run())
+
+
+def quotient(call: Call, *, in_place: bool = False) -> Any:
+    """Quotients: by a constant, linear; by a statistic of the numerator, its normalisation."""
+    if call.derived:
+        return call.mark_derived(call.run())
+    numerator, denominator = call.args[0], call.option(1, "other", default=None)
+    reverse = getattr(call.func, "__name__", "") in ("__rtruediv__", "__rdiv__")
+    if reverse:
+        numerator, denominator = denominator, numerator
+    if not isinstance(denominator, Tensor) or not denominator.requires_grad:
+        return _scaled(call, in_place)
+    if any(denominator is each for each in call.parameters):
+        raise call.refuse(
+            "an activation is divided by a parameter, which is no linear map",
+            "Multiply by a parameter instead, or detach() the divisor.",
+        )
+    if not isinstance(numerator, Tensor) or not numerator.requires_grad:
+        return nonlinear(call, keeps_sign=isinstance(numerator, (int, float)) and numerator >= 0)
+    if call.mark(denominator).kind in (Kind.STATISTIC, Kind.NORM) and _normalises(
+        call, numerator, denominator
+    ):
+        return _by_constant(call, numerator, denominator, in_place)
+    root = call.root(numerator)
+    if (
+        root is not None
+        and root is call.root(denominator)
+        and call.mark(numerator).kind is Kind.ACTIVATION
+        and call.mark(denominator).kind is Kind.ACTIVATION
+        and not in_place
+    ):
+        with torch.no_grad():
+            value = call.run()
+        return whole(call, root, value)
+    raise call.refuse(
+        "an activation is divided by another one",
+        "Use torch.softmax or a normalisation layer where that is meant, or detach() the divisor.",
+    )
+
+
+class Attention(torch.autograd.Function):
+    """Scaled dot product attention: torch's own value forward, the unfused credit backward.
+
+    Credit of the output: half to the attention weights, half to the values; softmax keeps its
+    derivative; of the scores, half to the queries and half to the keys (AttnLRP).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        run: Callable[..., Any],
+        options: dict[str, Any],
+        epsilons: tuple[float, ...],
+    ) -> Tensor:
+        ctx.scaled = ()
+        ctx.options, ctx.epsilons = options, epsilons
+        if options["dropout_p"] > 0.0:
+            out, weights = _attend(query, key, value, bias, options)
+            ctx.save_for_backward(query, key, value, bias, weights)
+        else:
+            out = run(query, key, value, bias)
+            ctx.save_for_backward(query, key, value, bias, None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, credit: Tensor) -> Any:
+        query, key, value, bias, dropped = ctx.saved_tensors
+        epsilon, *owed = ctx.epsilons
+        repeats = query.shape[-3] // key.shape[-3] if ctx.options["enable_gqa"] else 1
+        keys = key.repeat_interleave(repeats, -3) if repeats > 1 else key
+        values = value.repeat_interleave(repeats, -3) if repeats > 1 else value
+        scale = ctx.options["scale"]
+        raw = (query @ keys.transpose(-2, -1)).mul_(scale)
+        weights = torch.softmax(_masked(raw, bias, ctx.options), -1, dtype=raw.dtype)
+        mixed = weights if dropped is None else dropped
+        credit_values = (mixed.transpose(-2, -1) @ credit).mul_(0.5)
+        credit_weights = (credit @ values.transpose(-2, -1)).mul_(0.5)
+        if dropped is not None:
+            credit_weights *= torch.where(weights == 0, 0.0, dropped / weights)
+        credit_scores = weights * (
+            credit_weights - (weights * credit_weights).sum(-1, keepdim=True)
+        )
+        credit_bias = None
+        if bias is not None and ctx.needs_input_grad[3]:
+            credit_bias = credit_scores.sum_to_size(bias.shape)
+        if epsilon:
+            credit_scores = stabilise(credit_scores, raw, epsilon)
+        credit_query = (credit_scores @ keys).mul_(0.5 * scale)
+        credit_keys = (credit_scores.transpose(-2, -1) @ query).mul_(0.5 * scale)
+        results = [
+            _collect(gradient, each.shape, repeats)
+            for gradient, each in ((credit_query, query), (credit_keys, key), (credit_values, value))
+        ]
+        for index, each in enumerate((query, key, value)):
+            if owed[index]:
+                results[index] = stabilise(results[index], each, owed[index])
+        return *results, credit_bias, None, None, None
+
+
+def _collect(gradient: Tensor, shape: torch.Size, repeats: int) -> Tensor:
+    """Sum the heads that share a key, and whatever was broadcast."""
+    if repeats > 1 and gradient.shape[-3] != shape[-3]:
+        gradient = gradient.unflatten(-3, (shape[-3], repeats)).sum(-3)
+    return gradient.sum_to_size(shape)
+
+
+def _masked(scores: Tensor, bias: Tensor | None, options: dict[str, Any]) -> Tensor:
+    if options["is_causal"]:
+        keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        return scores.masked_fill(~keep, -math.inf)
+    if bias is None:
+        return scores
+    return scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Return attention with dropout and the weights that dropout left."""
+    out, weights = torch.ops.aten._scaled_dot_product_attention_math(
+        query,
+        key,
+        value,
+        bias,
+        options["dropout_p"],
+        options["is_causal"],
+        scale=options["scale"],
+        enable_gqa=options["enable_gqa"],
+    )
+    return out, weights
+
+
+def attention(call: Call) -> Any:
+    """`scaled_dot_product_attention`, unfused on the way back (memory T^2 there)."""
+    if not call.carries:
+        return call.run()
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    arguments = dict(zip(names, call.args, strict=False)) | call.kwargs
+    query, key, value = (arguments[name] for name in names[:3])
+    bias = arguments.get("attn_mask")
+    options = {
+        "dropout_p": arguments.get("dropout_p", 0.0),
+        "is_causal": arguments.get("is_causal", False),
+        "enable_gqa": arguments.get("enable_gqa", False),
+        "scale": arguments.get("scale") or 1 / math.sqrt(query.shape[-1]),
+    }
+    native = {name: arguments[name] for name in ("scale", "enable_gqa") if name in arguments}
+
+    def run(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        return call.func(
+            query, key, value, bias, options["dropout_p"], options["is_causal"], **native
+        )
+
+    if call.parameters:
+        call.args, call.kwargs = (query, key, value, bias), {}
+        call.enter()
+        query, key, value, bias = call.args
+    epsilons = (
+        call.settings.epsilon,
+        *(call.mark(each).epsilon if each.requires_grad else 0.0 for each in (query, key, value)),
+    )
+    out = Attention.apply(query, key, value, bias, run, options, epsilons)
+    return call.finish(out, call.settings.pending)
+
+
+_OPENED: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def opened(call: Call) -> Any:
+    """A Python function of torch that hides its parts from the mode: run a copy of its body.
+
+    Functions of torch.nn.functional hand themselves whole to an active mode and run with it
+    switched off; the copy answers its own question, whether anything overrides torch, with no.
+    """
+    func = call.func
+    if func not in _OPENED:
+        hidden = {
+            name: (lambda *arguments: False)
+            for name in func.__globals__
+            if name.startswith("has_torch_function")
+        }
+        _OPENED[func] = types.FunctionType(
+            func.__code__, func.__globals__ | hidden, func.__name__, func.__defaults__
+        )
+        _OPENED[func].__kwdefaults__ = func.__kwdefaults__
+    return call.settings.reenter(_OPENED[func], *call.args, **call.kwargs)
