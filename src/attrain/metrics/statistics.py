@@ -1,0 +1,54 @@
+"""Means, spreads and paired differences over seeds; needs no torch."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from ..errors import InputError
+
+CONFIDENCE = 0.95
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean, the sample standard deviation and the values, one value per seed.
+
+    The deviation is None for one value; both are None where a value is NaN or infinite.
+    Raises InputError for no values.
+    """
+    if len(values) == 0:
+        raise InputError("no values to summarise: at least one seed is needed.")
+    array = np.asarray(values, dtype=np.float64)
+    finite = bool(np.isfinite(array).all())
+    return {
+        "mean": float(array.mean()) if finite else None,
+        "std": float(array.std(ddof=1)) if finite and len(array) > 1 else None,
+        "values": [float(value) for value in array],
+    }
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of `values - baseline`, pair by pair, with its 95% t interval.
+
+    `clear` is true where the interval excludes 0. With one pair there is no interval: `low` and
+    `high` are None and `clear` is False. With a NaN or an infinite value there is no mean either.
+    Raises InputError unless there are as many values on both sides, and at least one.
+    """
+    if len(values) != len(baseline) or len(values) == 0:
+        raise InputError(
+            f"paired values wanted, one of each per seed: got {len(values)} and {len(baseline)}."
+        )
+    count = len(values)
+    left, right = (np.asarray(side, dtype=np.float64) for side in (values, baseline))
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        return {"mean": None, "low": None, "high": None, "n": count, "clear": False}
+    difference = left - right
+    mean = float(difference.mean())
+    if count == 1:
+        return {"mean": mean, "low": None, "high": None, "n": 1, "clear": False}
+    quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
+    reach = quantile * float(difference.std(ddof=1)) / math.sqrt(count)
+    low, high = mean - reach, mean + reach
+    return {"mean": mean, "low": low, "high": high, "n": count, "clear": low > 0 or high < 0}
