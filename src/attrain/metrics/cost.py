@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
@@ -26,22 +25,23 @@ def saved_for_backward() -> Iterator[list[Tensor]]:
 def training_bytes(model: nn.Module, optimizer: Optimizer, saved: Iterable[Tensor]) -> int:
     """Return the bytes of all tensors that a training step of this process holds at once.
 
-    Parameters, buffers, gradients, the optimizer's state, and `saved`, what autograd keeps for the
-    backward pass; memory that several of them share counts once.
+    Parameters, buffers, the optimizer's state, `saved`, what autograd keeps for the backward pass
+    (memory that several of them share counts once), and one gradient per parameter.
     """
-    parameters = list(model.parameters())
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     state = [
         value
         for entry in optimizer.state.values()
         for value in entry.values()
         if isinstance(value, Tensor)
     ]
-    held = [*parameters, *model.buffers(), *gradients, *state, *saved]
     storages = {}
-    for tensor in held:
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        if local.layout is torch.strided:
-            storage = local.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    for tensor in [*model.parameters(), *model.buffers(), *state, *saved]:
+        storage = _local(tensor).untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    trained = [_local(entry) for entry in model.parameters() if entry.requires_grad]
+    return sum(storages.values()) + sum(entry.numel() * entry.element_size() for entry in trained)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this process has."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

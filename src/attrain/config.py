@@ -1,0 +1,329 @@
+"""What a job is told: settings, their defaults, their checks, and TOML files that hold them.
+
+Nothing heavy is imported here, so that a command can refuse a bad setting within milliseconds.
+"""
+
+import dataclasses
+import math
+import re
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from attrain.errors import InputError, unknown
+
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["onecycle", "cosine", "constant"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Device = Literal["auto", "cpu", "cuda"]
+Strategy = Literal["auto", "ddp", "fsdp2"]
+
+CRITERIA = ("magnitude-global", "magnitude-local")
+MEASURES = ("accuracy", "loss", "ece", "gini", "sparsity")
+EPOCHS = {"digits": 30, "mnist": 3, "swirl": 15}
+OTHER_EPOCHS = 10
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; what is left out (None) is decided by the method or the data."""
+
+    epochs: int | None = None
+    """Passes over the training set. None: 30 for digits, 3 for mnist, 15 for swirl, else 10."""
+    batch_size: int = 128
+    """Samples of one update, over all devices and accumulation steps together."""
+    optimizer: Optimizer = "sgd"
+    """The torch optimizer."""
+    learning_rate: float | None = None
+    """Highest learning rate. None: the method's own with sgd, 0.001 with adam and adamw."""
+    momentum: float | None = None
+    """Momentum of sgd. None: the method's own."""
+    weight_decay: float | None = None
+    """Weight decay of the optimizer. None: the method's own."""
+    schedule: Schedule = "onecycle"
+    """Course of the learning rate: warm-up and cosine, cosine alone, or constant."""
+    clip_norm: float = 3.0
+    """Largest norm of the whole gradient (or feedback); 0 does not clip. Paper 001, A.6.2."""
+    accumulate: int = 1
+    """Parts that a batch is cut into to save memory; the update stays the same."""
+    precision: Precision = "32-true"
+    """Arithmetic of the forward and backward pass."""
+    device: Device = "auto"
+    """Where to train; auto takes a GPU where there is one."""
+    devices: int = 1
+    """Processes or GPUs that share each batch (under torchrun: as many as it started)."""
+    strategy: Strategy = "auto"
+    """How several devices share the work: ddp copies the model, fsdp2 shards it. auto: ddp."""
+    threads: int = 0
+    """CPU threads. 0: one for models below 20,000 parameters, else torch's choice."""
+    deterministic: bool = True
+    """Ask torch for deterministic algorithms, so that a seed means one result."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints inside an epoch; the end of an epoch always writes one."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard."""
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """Settings that training jobs share."""
+
+    data: str = "digits"
+    """Data set: a known name, a hub name, a local folder, or a table (.csv, .npz)."""
+    model: str = "mlp"
+    """Model: a known name, or module:function that returns one."""
+    activation: str = "relu"
+    """Activation of the models that come with attrain."""
+    out: Path | None = None
+    """Folder of the results. None: the next free runs/COMMAND-DATA."""
+    resume: bool = False
+    """Continue an interrupted job: finished runs are kept, half ones go on."""
+    config: Path | None = None
+    """TOML file with settings; flags win over it."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class CompareConfig(JobConfig):
+    """Train the same model with several methods and write one report."""
+
+    methods: tuple[str, ...] = ("sgd", "lfp")
+    """Methods to compare; differences are to the first one."""
+    seeds: int = 3
+    """Runs of each method, with seeds 0, 1, ..."""
+    rival: bool = True
+    """Also train sgd-l1, gradient descent with an L1 term tuned on a part of the training set."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(JobConfig):
+    """Train a model with one method."""
+
+    method: str = "lfp"
+    """The method."""
+    seeds: int = 1
+    """Runs, with seeds 0, 1, ..."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model: which weights, and what they are the weights of."""
+
+    path: Path
+    """Folder of a run (OUT/METHOD/seed-K), a .safetensors file, or a checkpoint.pt."""
+    data: str | None = None
+    """Data set. None: that of the job which the weights belong to."""
+    model: str | None = None
+    """Model. None: that of the job which the weights belong to."""
+    activation: str | None = None
+    """Activation of the model. None: that of the job which the weights belong to."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Source):
+    """Measure a trained model on the test set of a data set."""
+
+    measures: tuple[str, ...] = MEASURES
+    """What to measure."""
+    json: bool = False
+    """Print JSON instead of lines."""
+
+
+@dataclass(frozen=True)
+class PruneConfig(Source):
+    """Remove the weights that matter least, and measure the accuracy that is left."""
+
+    amount: float = 0.9
+    """Share of the weights of linear and convolution layers to remove, 0..1."""
+    criterion: str = "magnitude-global"
+    """Which weights go: magnitude-global or magnitude-local (the smallest of each layer)."""
+    out: Path | None = None
+    """File for the pruned weights. None: pruned-AMOUNT.safetensors beside the given ones."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write the report.html of a run folder again."""
+
+    folder: Path
+    """Folder that `attrain compare` or `attrain train` wrote."""
+
+
+J = TypeVar("J", bound=JobConfig)
+
+
+def epochs_of(config: TrainingConfig, data: str) -> int:
+    """Return the number of epochs: the setting's, or the default of the data set."""
+    return EPOCHS.get(data, OTHER_EPOCHS) if config.epochs is None else config.epochs
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Refuse settings that cannot work; raises `InputError` naming the flag and what it takes."""
+    if config.epochs is not None:
+        _at_least(1, epochs=config.epochs)
+    _at_least(1, batch_size=config.batch_size, accumulate=config.accumulate, devices=config.devices)
+    _at_least(0, threads=config.threads)
+    _positive(learning_rate=config.learning_rate)
+    _not_negative(
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        checkpoint_seconds=config.checkpoint_seconds,
+    )
+    for name, kind in typing.get_type_hints(TrainingConfig).items():
+        value = getattr(config, name)
+        if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+            raise unknown(name.replace("_", " "), str(value), typing.get_args(kind))
+    if config.strategy == "fsdp2" and config.precision == "16-mixed":
+        raise InputError(
+            "--strategy fsdp2 does not go with --precision 16-mixed: use bf16-mixed or 32-true."
+        )
+    if config.batch_size < config.devices * config.accumulate:
+        raise InputError(
+            f"--batch-size {config.batch_size} cannot be shared by {config.devices} devices in "
+            f"{config.accumulate} parts: make it at least {config.devices * config.accumulate}."
+        )
+
+
+def check_job(config: JobConfig, methods: typing.Iterable[str], seeds: int) -> None:
+    """Refuse a job that cannot work; raises `InputError`. Imports nothing heavy."""
+    from attrain.methods import find
+
+    names = list(methods)
+    if not names:
+        raise InputError("--methods is empty: name at least one method, such as sgd.")
+    for name in names:
+        find(name)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--methods names {name} {names.count(name)} times: name it once.")
+    _at_least(1, seeds=seeds)
+    check_training(config.training)
+
+
+def check_evaluate(config: EvaluateConfig) -> None:
+    """Refuse unknown measures and weights that are not there; raises `InputError`."""
+    for name in config.measures:
+        if name not in MEASURES:
+            raise unknown("measure", name, MEASURES)
+    if not config.measures:
+        raise InputError(f"--measures is empty: name at least one of {', '.join(MEASURES)}.")
+    weights_file(config.path)
+
+
+def check_prune(config: PruneConfig) -> Path:
+    """Refuse what cannot be pruned and an output that exists; return the output's path."""
+    if not 0 <= config.amount <= 1:
+        raise InputError(f"--amount {config.amount:g} is not a share: give a number in 0..1.")
+    if config.criterion not in CRITERIA:
+        raise unknown("pruning criterion", config.criterion, CRITERIA)
+    weights = weights_file(config.path)
+    out = config.out or weights.with_name(f"pruned-{config.amount:g}.safetensors")
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out} must end in .safetensors, the format of the weights.")
+    for path in (out, out.with_suffix(".json")):
+        if path.exists():
+            raise InputError(f"{path} exists already: give another --out, or remove it.")
+    return out
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file with the weights that `path` means; raises `InputError` if there is none."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        told = "holds no model.safetensors" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"{path} {told}: give the folder of a finished run (OUT/METHOD/seed-K), a "
+            ".safetensors file, or a checkpoint.pt."
+        )
+    if file.suffix not in (".safetensors", ".pt"):
+        raise InputError(f"{file} is neither a .safetensors file nor a .pt checkpoint.")
+    return file
+
+
+def free_folder(command: str, data: str, resume: bool) -> Path:
+    """Return the first free runs/COMMAND-DATA, -2, -3, ..., or to resume, the last taken one."""
+    stem = re.sub(r"[^\w.-]+", "-", Path(data).name) or "data"
+    candidate, taken, number = Path("runs") / f"{command}-{stem}", None, 1
+    while candidate.exists():
+        taken, number = candidate, number + 1
+        candidate = Path("runs") / f"{command}-{stem}-{number}"
+    if resume and taken is None:
+        raise InputError(f"there is no {candidate} to resume: start without --resume.")
+    return taken if resume and taken else candidate
+
+
+def default_from(kind: type[J], path: Path) -> J:
+    """Return the settings of a TOML file over the defaults of `kind`.
+
+    Keys are the names of the flags, with - or _. Raises `InputError` for a file that cannot be
+    read, an unknown key (with the nearest known one) and a value of the wrong type.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} is not valid TOML: {error}.") from error
+    training = _hints(TrainingConfig)
+    job = {name: hint for name, hint in _hints(kind).items() if name not in ("training", "config")}
+    chosen: dict[str, dict[str, Any]] = {"job": {}, "training": {}}
+    for key, value in raw.items():
+        name = key.replace("-", "_")
+        if name not in job and name not in training:
+            raise unknown(f"setting in {path}", key, [*job, *training])
+        group, hint = ("job", job[name]) if name in job else ("training", training[name])
+        chosen[group][name] = _typed(value, hint, f"{key} in {path}")
+    return kind(training=TrainingConfig(**chosen["training"]), config=path, **chosen["job"])
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
+
+
+def _typed(value: Any, hint: Any, what: str) -> Any:
+    """Return a TOML value as the type of its setting."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise unknown(what, str(value), typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+            return tuple(value)
+        raise InputError(f"{what} is {value!r}: a list of names is wanted.")
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is hint:
+        return value
+    wanted = {int: "an integer", float: "a number", bool: "true or false"}.get(hint, "a text")
+    raise InputError(f"{what} is {value!r}: {wanted} is wanted.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"{_flag(name)} {value} is too small: give at least {least}.")
+
+
+def _positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{_flag(name)} {value} is not possible: give a number above 0.")
+
+
+def _not_negative(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            raise InputError(f"{_flag(name)} {value} is not possible: give 0 or more.")
