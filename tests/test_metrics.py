@@ -4,7 +4,7 @@ import statistics as standard
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
@@ -43,11 +43,13 @@ def twin_bins(confidence, correct, bins):
     return table
 
 
+@settings(deadline=None)
 @given(values)
 def test_gini_equals_twin(entries):
     assert sparsity.gini(entries) == pytest.approx(twin_gini(entries.tolist()), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(values, st.floats(1e-3, 1e3), st.randoms(use_true_random=False))
 def test_gini_ignores_scale_sign_and_order(entries, scale, random):
     order = list(range(len(entries)))
@@ -57,6 +59,7 @@ def test_gini_ignores_scale_sign_and_order(entries, scale, random):
     assert sparsity.gini(changed) == pytest.approx(sparsity.gini(entries), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(values)
 def test_gini_of_clones_and_of_more_zeros(entries):
     found = sparsity.gini(entries)
@@ -73,6 +76,7 @@ def test_gini_extremes():
     assert sparsity.gini(torch.tensor([1.0, 3.0], dtype=torch.bfloat16)) == pytest.approx(0.25)
 
 
+@settings(deadline=None)
 @given(values, st.floats(0, 1))
 def test_theta_sparsity_equals_twin(entries, theta):
     largest = max(abs(entry) for entry in entries)
@@ -157,6 +161,7 @@ def test_weights_around_zero_share_a_bin():
     assert max(counts["layers"][0]["counts"]) == 3
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(1, 20))
 def test_reliability_bins_and_error_equal_twins(data, bins):
     edges = st.sampled_from(np.linspace(0, 1, bins + 1).tolist())
@@ -254,6 +259,7 @@ def test_paired_difference_without_an_interval():
 pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8)
 
 
+@settings(deadline=None)
 @given(pairs)
 def test_swapping_the_sides_mirrors_the_interval(drawn):
     ours, baseline = [pair[0] for pair in drawn], [pair[1] for pair in drawn]

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -79,6 +79,7 @@ def test_masks_equal_twin(amount, scope):
         assert torch.equal(mask, expected[name]), name
 
 
+@settings(deadline=None)
 @given(amount=st.floats(0, 1), criterion=st.sampled_from(sorted(pruning.CRITERIA)))
 def test_number_removed_is_exact(amount, criterion):
     model = small_model()
@@ -92,6 +93,7 @@ def test_number_removed_is_exact(amount, criterion):
         assert sum(removed.values()) == round(amount * total)
 
 
+@settings(deadline=None)
 @given(low=st.floats(0, 1), high=st.floats(0, 1))
 def test_what_is_removed_stays_removed(low, high):
     model = small_model()

@@ -389,7 +389,13 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
     import torch
 
     with replacing(path) as file:
-        torch.save(dict(state), file)
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            # After the system's error, torch's writer fails again while it closes the archive.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> dict[str, Any]:
@@ -412,8 +418,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: str = "cpu") -> dic
             state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is not a checkpoint of tensors and plain values: it would have to run code "
-            "to be read. It was not loaded and nothing in it was executed."
+            f"{path} is not a checkpoint of tensors and plain values but a pickle that could run "
+            "code, or none at all: it was not loaded, and nothing in it was executed."
         ) from error
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
