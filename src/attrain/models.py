@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import AttrainError, InputError, unknown
+from attrain.errors import AttrainError, InputError, unknown
 
 _PADDED_BELOW = 16  # two 5x5 convolutions, each pooled by two, need a side of 16
 

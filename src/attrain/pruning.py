@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from .errors import InputError, unknown
-from .metrics.sparsity import CONVOLUTIONS, connection_weights
+from attrain.errors import InputError, unknown
+from attrain.metrics.sparsity import CONVOLUTIONS, connection_weights
 
 AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

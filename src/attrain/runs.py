@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .errors import AttrainError, InputError
+from attrain.errors import AttrainError, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

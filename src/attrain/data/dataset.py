@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..errors import InputError
+from attrain.errors import InputError
 
 # The same samples are held out whatever the seed of a run, so that runs can be compared.
 TEST_SPLIT_SEED = 0

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError
+from attrain.errors import InputError
 
 BINS = 15
 _ROUNDING = 1e-5

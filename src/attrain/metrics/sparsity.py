@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..errors import InputError
+from attrain.errors import InputError
 
 THETAS = (0.01, 0.05, 0.25)
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from ..errors import InputError
+from attrain.errors import InputError
 
 CONFIDENCE = 0.95
 
