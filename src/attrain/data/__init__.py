@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from attrain.errors import InputError, unknown
 from attrain.data.dataset import Data
 from attrain.data.images import load_folder, load_hub
 from attrain.data.tables import load_csv, load_npz
 from attrain.data.toy import blobs, circles, digits, swirl
+from attrain.errors import InputError, unknown
 
 __all__ = ["HUB_NAMES", "NAMES", "Data", "load"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attrain.errors import InputError
 from attrain.data.dataset import Data, Split, assemble, encode
+from attrain.errors import InputError
 
 _TEST_SPLITS = ("test", "validation", "valid", "val")
 _GREY_MODES = ("1", "L", "LA")

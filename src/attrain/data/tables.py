@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attrain.errors import InputError
 from attrain.data.dataset import Data, assemble, encode
+from attrain.errors import InputError
 
 _LABEL = "label"
 _COLOUR_CHANNELS = (1, 3)

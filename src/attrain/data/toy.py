@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from attrain.errors import InputError
 from attrain.data.dataset import Data, Split, assemble
+from attrain.errors import InputError
 
 _SWIRL_ARMS = 3
 
