@@ -1,0 +1,409 @@
+"""Read a run folder into plain values: nothing here draws or judges.
+
+A missing or damaged piece becomes an entry of `problems` (the report prints them); only a folder
+without a readable `results.json` of the known schema is an error.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attrain.errors import InputError
+
+SCHEMA = 1
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure over seeds: mean, sample standard deviation (None with one seed), the values."""
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference to the first method with its 95% interval, if there is one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    clear: bool
+
+
+@dataclass(frozen=True)
+class Method:
+    """What `results.json` says about one method; empty where it has no results yet."""
+
+    name: str
+    seeds: tuple[int, ...] = ()
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer: Gini, how many, and the histogram over `Weights.edges`."""
+
+    name: str
+    gini: float | None
+    count: int
+    counts: Array
+    below: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weight distributions of one final model; `edges` divide w / max|w| from -1 to 1."""
+
+    gini: float | None
+    edges: Array
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One training run: its epochs, its pruning curves (removed, accuracy) and its weights."""
+
+    seed: int
+    epochs: tuple[Mapping[str, float], ...]
+    pruning: Mapping[str, tuple[Array, Array]]
+    weights: Weights | None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What one model says about the sample inputs: class, confidence and saliency `(n, H, W)`."""
+
+    predictions: tuple[int, ...]
+    confidence: tuple[float, ...]
+    saliency: Array
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The inputs `(n, C, H, W)` in 0..1 that every method explains, and what each makes of them."""
+
+    classes: tuple[str, ...]
+    index: tuple[int, ...]
+    labels: tuple[int, ...]
+    pixels: Array
+    methods: Mapping[str, Explained]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The class each method assigns to every cell of a square of the plane, row 0 lowest."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    classes: tuple[str, ...]
+    points: tuple[tuple[float, float, int], ...]
+    maps: Mapping[str, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the report draws from."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    results: Mapping[str, Any]
+    methods: tuple[Method, ...]
+    runs: Mapping[str, tuple[SeedRun, ...]]
+    samples: Samples | None
+    boundary: Boundary | None
+    problems: tuple[str, ...]
+
+    def position(self, name: str) -> int:
+        """Return the place of a method in the order that fixes its colour and dash."""
+        return [method.name for method in self.methods].index(name)
+
+
+def read_run(folder: Path | str) -> Run:
+    """Read a run folder; raises `InputError` where there are no results of the known schema."""
+    folder = Path(folder)
+    results = _read_results(folder)
+    problems: list[str] = []
+    config = mapping(_read_json(folder / "config.json", problems))
+    if not (folder / "config.json").exists():
+        problems.append("config.json is missing: settings, versions and the command are unknown.")
+    methods = methods_of(results)
+    known = {method.name for method in methods}
+    waiting = [Method(name) for name in mapping(config.get("methods")) if name not in known]
+    methods = (*methods, *waiting)
+    return Run(
+        folder=folder,
+        config=config,
+        results=results,
+        methods=methods,
+        runs={method.name: _read_seeds(folder, method.name, problems) for method in methods},
+        samples=_read_samples(folder / "samples.json", problems),
+        boundary=_read_boundary(folder / "boundary.json", problems),
+        problems=tuple(problems),
+    )
+
+
+def methods_of(results: Mapping[str, Any]) -> tuple[Method, ...]:
+    """Return the methods of a parsed `results.json`, in its order, without unreadable measures."""
+    differences = mapping(results.get("differences"))
+    methods = []
+    for name, raw in mapping(results.get("methods")).items():
+        raw = mapping(raw)
+        estimates = {key: _estimate(value) for key, value in raw.items()}
+        against = {key: _difference(value) for key, value in mapping(differences.get(name)).items()}
+        methods.append(
+            Method(
+                name=str(name),
+                seeds=tuple(s for s in listing(raw.get("seeds")) if isinstance(s, int)),
+                estimates={key: value for key, value in estimates.items() if value},
+                differences={key: value for key, value in against.items() if value},
+            )
+        )
+    return tuple(methods)
+
+
+def number(value: object) -> float | None:
+    """Return a finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return a JSON object, or an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def listing(value: object) -> list[Any]:
+    """Return a JSON array, or an empty one for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def _read_results(folder: Path) -> Mapping[str, Any]:
+    path = folder / "results.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder} has no results.json, so there is nothing to report. "
+            "Give the folder that `attrain compare` wrote, or let the job finish with --resume."
+        )
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}). Run the job again with --resume to write it anew."
+        ) from error
+    schema = mapping(results).get("schema")
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} has schema {schema!r}, this attrain reads schema {SCHEMA}. "
+            "Make the report with the version of attrain that made the folder."
+        )
+    return mapping(results)
+
+
+def _read_json(path: Path, problems: list[str]) -> object:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} of {path.parent.name} cannot be read ({error}).")
+        return None
+
+
+def _estimate(raw: object) -> Estimate | None:
+    raw = mapping(raw)
+    mean = number(raw.get("mean"))
+    if mean is None:
+        return None
+    values = tuple(v for v in map(number, listing(raw.get("values"))) if v is not None)
+    return Estimate(mean, number(raw.get("std")), values)
+
+
+def _difference(raw: object) -> Difference | None:
+    raw = mapping(raw)
+    mean = number(raw.get("mean"))
+    if mean is None:
+        return None
+    low, high = number(raw.get("low")), number(raw.get("high"))
+    clear = raw.get("clear") is True and low is not None and high is not None
+    return Difference(mean, low, high, clear)
+
+
+def _read_seeds(folder: Path, name: str, problems: list[str]) -> tuple[SeedRun, ...]:
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        problems.append(f"The method name {name!r} is no folder name; its runs were not read.")
+        return ()
+    found = []
+    for path in folder.joinpath(name).glob("seed-*"):
+        seed = path.name.removeprefix("seed-")
+        if seed.isdecimal():
+            found.append((int(seed), path))
+    return tuple(_read_seed(seed, path, name, problems) for seed, path in sorted(found))
+
+
+def _read_seed(seed: int, path: Path, name: str, problems: list[str]) -> SeedRun:
+    where = f"{name}, seed {seed}"
+    analysis = mapping(_read_json(path / "analysis.json", problems))
+    pruning = {}
+    for kind, raw in mapping(analysis.get("pruning")).items():
+        curve = _curve(mapping(raw))
+        if curve is None:
+            problems.append(f"The pruning curve {kind} of {where} is damaged and was left out.")
+        else:
+            pruning[kind] = curve
+    weights = None
+    if "weights" in analysis:
+        weights = _weights(mapping(analysis["weights"]))
+        if weights is None:
+            problems.append(f"The weight distributions of {where} are damaged and were left out.")
+    return SeedRun(seed, _read_epochs(path / "metrics.jsonl", where, problems), pruning, weights)
+
+
+def _read_epochs(path: Path, where: str, problems: list[str]) -> tuple[Mapping[str, float], ...]:
+    if not path.is_file():
+        return ()
+    epochs, damaged = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            raw = mapping(json.loads(line))
+        except ValueError:
+            damaged += 1
+            continue
+        epochs.append({key: v for key, value in raw.items() if (v := number(value)) is not None})
+    if damaged:
+        problems.append(
+            f"{damaged} lines of metrics.jsonl of {where} are damaged and were left out."
+        )
+    return tuple(epochs)
+
+
+def _floats(raw: object) -> Array | None:
+    try:
+        values = np.asarray(raw, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return values if values.size and np.isfinite(values).all() else None
+
+
+def _curve(raw: Mapping[str, Any]) -> tuple[Array, Array] | None:
+    removed, accuracy = _floats(raw.get("removed")), _floats(raw.get("accuracy"))
+    if removed is None or accuracy is None or removed.ndim != 1 or removed.shape != accuracy.shape:
+        return None
+    order = np.argsort(removed, kind="stable")
+    return removed[order], accuracy[order]
+
+
+def _weights(raw: Mapping[str, Any]) -> Weights | None:
+    edges = _floats(raw.get("bin_edges"))
+    if edges is None or edges.ndim != 1 or edges.size < 2:
+        return None
+    layers: list[Layer] = []
+    for entry in map(mapping, listing(raw.get("layers"))):
+        counts = _floats(entry.get("counts"))
+        if counts is None or counts.shape != (edges.size - 1,):
+            return None
+        below = {k: v for k, x in mapping(entry.get("theta_sparsity")).items() if (v := number(x))}
+        layers.append(
+            Layer(
+                name=str(entry.get("name", f"layer {len(layers) + 1}")),
+                gini=number(entry.get("gini")),
+                count=int(number(entry.get("count")) or counts.sum()),
+                counts=counts,
+                below=below,
+            )
+        )
+    return Weights(number(raw.get("gini")), edges, tuple(layers)) if layers else None
+
+
+def _read_samples(path: Path, problems: list[str]) -> Samples | None:
+    raw = mapping(_read_json(path, problems))
+    if not raw:
+        return None
+    entries = [mapping(entry) for entry in listing(raw.get("samples"))]
+    try:
+        pixels = np.asarray([entry["pixels"] for entry in entries], dtype=np.float64)
+        labels = tuple(int(entry["label"]) for entry in entries)
+    except (KeyError, TypeError, ValueError):
+        problems.append("samples.json is damaged: its inputs cannot be read.")
+        return None
+    if entries and (pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape):
+        shape = "x".join(map(str, pixels.shape[1:]))
+        problems.append(f"samples.json holds inputs of shape {shape}, which cannot be shown.")
+        return None
+    methods = {}
+    for name, value in mapping(raw.get("methods")).items():
+        explained = _explained(mapping(value), pixels)
+        if explained is None:
+            problems.append(f"The saliency of {name} in samples.json does not fit its inputs.")
+        else:
+            methods[name] = explained
+    return Samples(
+        classes=tuple(map(str, listing(raw.get("classes")))),
+        index=tuple(int(number(e.get("index")) or 0) for e in entries),
+        labels=labels,
+        pixels=pixels,
+        methods=methods,
+    )
+
+
+def _explained(raw: Mapping[str, Any], pixels: Array) -> Explained | None:
+    predictions, confidence = listing(raw.get("predictions")), listing(raw.get("confidence"))
+    if not len(predictions) == len(confidence) == len(pixels):
+        return None
+    if not len(pixels):
+        return Explained((), (), np.zeros((0, 1, 1)))
+    saliency = _floats(raw.get("saliency"))
+    if saliency is None or saliency.shape != (len(pixels), *pixels.shape[2:]):
+        return None
+    sure = _floats(confidence)
+    classes = _floats(predictions)
+    if sure is None or classes is None:
+        return None
+    return Explained(tuple(int(c) for c in classes), tuple(float(s) for s in sure), saliency)
+
+
+def _read_boundary(path: Path, problems: list[str]) -> Boundary | None:
+    raw = mapping(_read_json(path, problems))
+    if not raw:
+        return None
+    x, y = _floats(raw.get("x")), _floats(raw.get("y"))
+    if x is None or y is None or x.shape != (2,) or y.shape != (2,) or x[0] >= x[1] or y[0] >= y[1]:
+        problems.append("boundary.json is damaged: it does not say which square it covers.")
+        return None
+    maps = {}
+    for name, value in mapping(raw.get("methods")).items():
+        cells = _floats(mapping(value).get("classes"))
+        if cells is None or cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
+            problems.append(f"The decision map of {name} in boundary.json is damaged.")
+        else:
+            maps[name] = cells.astype(np.int64)
+    if len({cells.shape for cells in maps.values()}) > 1:
+        problems.append("The decision maps of boundary.json differ in size and were left out.")
+        return None
+    return Boundary(
+        x=(float(x[0]), float(x[1])),
+        y=(float(y[0]), float(y[1])),
+        classes=tuple(map(str, listing(raw.get("classes")))),
+        points=tuple(_points(listing(raw.get("points")))),
+        maps=maps,
+    )
+
+
+def _points(raw: Iterable[object]) -> Iterable[tuple[float, float, int]]:
+    for entry in raw:
+        values = [number(value) for value in listing(entry)]
+        if len(values) == 3:
+            x, y, label = values
+            if x is not None and y is not None and label is not None:
+                yield x, y, int(label)

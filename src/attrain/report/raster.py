@@ -1,0 +1,63 @@
+"""Small images as PNG data addresses: inputs and saliency maps, one shared colour scale."""
+
+import base64
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+
+from attrain.report.folder import Array
+
+LEVELS = 64
+
+# Dark to bright with even steps of lightness, readable in print and with colour blindness.
+_ANCHORS = np.array(
+    [[4, 4, 18], [54, 14, 92], [123, 30, 109], [188, 55, 84], [237, 105, 37], [251, 173, 24],
+     [252, 250, 170]]
+)  # fmt: skip
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def colours() -> Bytes:
+    """Return the colour scale `(LEVELS, 3)` from nothing to most."""
+    where = np.linspace(0, len(_ANCHORS) - 1, LEVELS)
+    channels = [np.interp(where, np.arange(len(_ANCHORS)), _ANCHORS[:, c]) for c in range(3)]
+    return np.stack(channels, axis=1).round().astype(np.uint8)
+
+
+def photograph(pixels: Array) -> str:
+    """Return the image address of an input `(C, H, W)` in 0..1, one or three channels."""
+    bytes_ = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
+    return _address(bytes_[0]) if len(bytes_) == 1 else _address(np.moveaxis(bytes_, 0, -1))
+
+
+def heat_map(values: Array, top: float) -> str:
+    """Return the image address of a map `(H, W)` on the colour scale from 0 to `top`."""
+    share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
+    return _address((share * (LEVELS - 1)).round().astype(np.uint8), colours())
+
+
+def scale_bar() -> str:
+    """Return the image address of the colour scale itself, from left to right."""
+    return _address(np.arange(LEVELS, dtype=np.uint8)[None], colours())
+
+
+def _address(image: Bytes, palette: Bytes | None = None) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(image, palette)).decode()
+
+
+def png(image: Bytes, palette: Bytes | None = None) -> bytes:
+    """Return a PNG of grey `(H, W)`, colour `(H, W, 3)` or, with a palette, index `(H, W)`."""
+    height, width = image.shape[:2]
+    kind = 3 if palette is not None else (0 if image.ndim == 2 else 2)
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))]
+    if palette is not None:
+        chunks.append((b"PLTE", palette.tobytes()))
+    chunks += [(b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
