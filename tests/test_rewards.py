@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import attrain
 from attrain import rewards
 from attrain.errors import CreditError, InputError
 
@@ -443,30 +444,18 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(loss, out, create_graph=True)
 
 
-class Credit(torch.autograd.Function):
-    """Stands for the engine's one node, which is known by its name."""
-
-    @staticmethod
-    def forward(ctx, weight):
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
 def test_a_forgotten_context_is_caught():
     layer, x = nn.Linear(3, 4), torch.ones(2, 3)
     with pytest.raises(
-        CreditError, match=r"parameter of shape \(4,?.*no credit context has seen.*`with credit:`"
+        CreditError, match=r"parameter of shape \(4,?.*past any credit context.*`with credit:`"
     ):
         rewards.softmax(layer(x), labels(2))
-    seen = F.linear(x, Credit.apply(layer.weight), Credit.apply(layer.bias)).unsqueeze(-1)
+    with attrain.LFP(layer):
+        seen = layer(x).unsqueeze(-1)
     rewards.softmax(seen.squeeze(-1), labels(2)).backward()
     assert layer.weight.grad is not None
-    half_seen = F.linear(x, Credit.apply(layer.weight), layer.bias)
-    with pytest.raises(CreditError, match=r"shape \(4,\)"):
-        rewards.hits(half_seen, labels(2))
+    with pytest.raises(CreditError, match=r"past any credit context"):
+        rewards.hits(seen.squeeze(-1) + layer(x), labels(2))
 
 
 def test_a_forgotten_context_is_caught_behind_a_compiled_model():

@@ -26,7 +26,9 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     output: Callable[[Any], Tensor] = lambda out: out
     refused: str | None = None
-    uses: int | None = None  # parameter uses, where they cannot be counted in the plain graph
+    # How often parameters enter a call, where the plain graph does not show it: pieces of one
+    # parameter, weights computed from several, layers that a step cuts off.
+    uses: int | None = None
 
     def run(self) -> Tensor:
         """Return the output that a reward is attached to."""
@@ -193,7 +195,7 @@ def multihead_attention() -> Case:
 def cross_attention_other_sizes() -> Case:
     attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=4, batch_first=True, add_bias_kv=True)
     args = torch.randn(2, 5, 8), torch.randn(2, 3, 6), torch.randn(2, 3, 4)
-    return Case(attention, args, {"need_weights": False}, output=lambda out: out[0])
+    return Case(attention, args, {"need_weights": False}, output=lambda out: out[0], uses=10)
 
 
 @case
@@ -201,7 +203,7 @@ def weight_norm() -> Case:
     model = nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3)
     )
-    return Case(model, (torch.randn(4, 6),))
+    return Case(model, (torch.randn(4, 6),), uses=4)
 
 
 @case
@@ -400,6 +402,7 @@ def step_from_a_comparison() -> Case:
         Forward(lambda self, x: self.b((self.a(x) > 0).float()), a=nn.Linear(6, 8),
                 b=nn.Linear(8, 3)),
         (torch.randn(4, 6),),
+        uses=4,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ REGISTERED: set[str] = set()
 
 
 def check(out: Tensor) -> None:
-    """Check that every parameter behind `out` is reached through exactly one scaling.
+    """Check that every parameter behind `out` is reached through exactly one scaling by |w|.
 
     Walks the autograd graph once. Raises CreditError for a parameter reached past the rules (a
     forgotten `with`, another thread), for one scaled twice, and for an autograd.Function that no
@@ -32,18 +32,13 @@ def check(out: Tensor) -> None:
             continue
         seen.add((node, scaled))
         variable = getattr(node, "variable", None)
-        if variable is not None and isinstance(variable, nn.Parameter) and not scaled:
-            raise CreditError(
-                f"a parameter of shape {tuple(variable.shape)} is reached past any credit "
-                "context: did you forget `with credit:` around the forward pass, or does part of "
-                "it run outside, in another thread (nn.DataParallel), or in a function that hides "
-                "its parts?"
-            )
+        if isinstance(variable, nn.Parameter) and not scaled:
+            raise _forgotten(f"a parameter of shape {tuple(variable.shape)}")
         scales = getattr(node, "scaled", None)
         if scales is None and isinstance(node, torch.autograd.function.BackwardCFunction):
             _check_function(node.name())
         for index, (below, _) in enumerate(node.next_functions):
-            here = scales is not None and index < len(scales) and scales[index]
+            here = bool(scales) and index < len(scales) and scales[index]
             if here and scaled:
                 raise CreditError(
                     "a parameter is scaled twice on one path: a tensor computed from parameters "
@@ -52,7 +47,17 @@ def check(out: Tensor) -> None:
             waiting.append((below, scaled or here))
 
 
+def _forgotten(what: str) -> CreditError:
+    return CreditError(
+        f"{what} is reached past any credit context: did you forget `with credit:` around the "
+        "forward pass, or does part of it run outside, in another thread (nn.DataParallel), or in "
+        "a function that hides its parts?"
+    )
+
+
 def _check_function(name: str) -> None:
+    if name == "CompiledFunctionBackward":
+        raise _forgotten("a compiled graph")
     if name not in REGISTERED | TRANSPARENT | {CHECKPOINT, OBJECTIVE}:
         raise CreditError(
             f"{name.removesuffix('Backward')} is an autograd.Function that credit has no rule "

@@ -205,7 +205,7 @@ class _Mode(TorchFunctionMode):
 
 def _unregistered(call: Call) -> Any:
     """Let a function without a rule pass where nothing it returns could carry credit."""
-    if not call.activations:
+    if call.derived:
         return call.mark_derived(call.run())
     out = call.run()
     for tensor in out if isinstance(out, (list, tuple)) else (out,):

@@ -26,7 +26,7 @@ from attrain.rewards.losses import (
     softmax,
     squared_error,
 )
-from attrain.rewards.objective import Objective, Reduction, forgotten
+from attrain.rewards.objective import Objective, Reduction
 from attrain.rewards.scores import Metric, metric
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "Reward",
     "binary",
     "false_positives",
-    "forgotten",
     "hits",
     "initial",
     "metric",

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attrain import audit
 from attrain.errors import CreditError, InputError, unknown
 from attrain.rewards import checks
 from attrain.rewards.formulas import Reward, sign
@@ -107,35 +108,6 @@ def audit_graph(out: Tensor) -> None:
             "with gradients enabled and without .detach(), or, to evaluate only, call the "
             "objective under torch.no_grad()."
         )
-    audit = getattr(getattr(out, "_attrain", None), "audit", None)
-    if audit is None:
-        forgotten(out)
-    else:
-        audit(out)
-
-
-def forgotten(out: Tensor) -> None:
-    """Raise if the graph of `out` reaches a parameter that no credit context has seen.
-
-    `out` is a tensor of any shape; one without a graph passes. A path ends at the node of the
-    credit context, "CreditBackward".
-
-    Raises:
-        CreditError: a parameter is reached past any credit context.
-    """
-    waiting: list[Any] = [out.grad_fn]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "CreditBackward":
-            continue
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, nn.Parameter):
-            raise CreditError(
-                f"these outputs come from a parameter of shape {tuple(variable.shape)} that no "
-                "credit context has seen: did you forget `with credit:` around the forward pass?"
-            )
-        waiting.extend(below for below, _ in node.next_functions)
+    run = getattr(getattr(out, "_attrain", None), "audit", None)
+    # What was computed outside the context, `out.squeeze(1)`, has no mark: its graph has.
+    (audit.check if run is None else run)(out)

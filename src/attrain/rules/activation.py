@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attrain import marks
 from attrain.marks import Kind, Mark
+from attrain.rules.blocks import blockwise
 from attrain.rules.call import Action, Call, Credit, name_of, scale_feedback
 
 NO_SIGN = (
@@ -81,13 +82,16 @@ class SecantReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, credit: Tensor) -> Any:
         (a,) = ctx.saved_tensors
+        epsilon = ctx.epsilon
         if a.dtype in (torch.float16, torch.bfloat16):
             wide = a.float()
-            slope = wide.div_(wide + ctx.epsilon).to(a.dtype)
-        else:
-            slope = a + ctx.epsilon
-            torch.div(a, slope, out=slope)
-        return slope.mul_(credit), None, None
+            return credit * wide.div_(wide + epsilon).to(a.dtype), None, None
+
+        def descend(out: Tensor, scratch: Tensor, a: Tensor, c: Tensor) -> None:
+            torch.div(a, torch.add(a, epsilon, out=scratch), out=scratch)
+            torch.mul(scratch, c, out=out)
+
+        return blockwise(descend, torch.empty_like(a), a, credit), None, None
 
 
 def relu(call: Call, *, in_place: bool = False) -> Any:

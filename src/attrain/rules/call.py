@@ -19,6 +19,7 @@ from torch.overrides import resolve_name
 from attrain import audit, marks
 from attrain.errors import CreditError
 from attrain.marks import Kind, Mark
+from attrain.rules.blocks import blockwise
 
 _SILENT_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _SILENT_FILES = (str(Path(__file__).parent.parent / "credit.py"),)
@@ -57,7 +58,12 @@ def stabilise(credit: Tensor, value: Tensor, epsilon: float) -> Tensor:
     """Return `credit` times |z| / (|z| + epsilon), the stabiliser of equation 6."""
     if credit.dtype in (torch.float16, torch.bfloat16):
         return stabilise(credit.float(), value.float(), epsilon).to(credit.dtype)
-    return torch.addcdiv(credit, credit, value.abs().add_(epsilon), value=-epsilon)
+
+    def lessen(out: Tensor, scratch: Tensor, c: Tensor, z: Tensor) -> None:
+        torch.abs(z, out=scratch).add_(epsilon)
+        torch.addcdiv(c, c, scratch, value=-epsilon, out=out)
+
+    return blockwise(lessen, torch.empty_like(credit), credit, value)
 
 
 def scale_feedback(gradient: Tensor, weight: Tensor, scale: str, own: bool = False) -> Tensor:
@@ -72,17 +78,22 @@ def scale_feedback(gradient: Tensor, weight: Tensor, scale: str, own: bool = Fal
         if scale == "relative":
             values /= mean_magnitude(weight)
         return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape)
-    magnitude = weight.abs()
-    if scale == "relative":
-        magnitude /= mean_magnitude(weight)
-    if own and gradient.dtype == magnitude.dtype and not torch.is_grad_enabled():
-        return gradient.mul_(magnitude)
-    return gradient * magnitude
+    divisor = mean_magnitude(weight) if scale == "relative" else None
+    if own and gradient.dtype == weight.dtype and not torch.is_grad_enabled():
+        blockwise(_times_magnitude, gradient, weight)
+        return gradient if divisor is None else gradient.div_(divisor)
+    feedback = gradient * weight.abs()
+    return feedback if divisor is None else feedback / divisor
+
+
+def _times_magnitude(gradient: Tensor, scratch: Tensor, weight: Tensor) -> None:
+    gradient.mul_(torch.abs(weight, out=scratch))
 
 
 def mean_magnitude(weight: Tensor) -> Tensor:
     """Return mean |w|, kept above zero so that a tensor of zeros has feedback zero, not NaN."""
-    return weight.abs().mean().clamp_min_(torch.finfo(weight.dtype).tiny)
+    total = torch.linalg.vector_norm(weight.detach(), 1)
+    return (total / weight.numel()).clamp_min_(torch.finfo(weight.dtype).tiny)
 
 
 def _back(action: Action, gradient: Tensor | None, value: Tensor | None) -> Tensor | None:

@@ -181,7 +181,8 @@ class Attention(torch.autograd.Function):
         if bias is not None and ctx.needs_input_grad[3]:
             credit_bias = credit_scores.sum_to_size(bias.shape)
         if epsilon:
-            credit_scores = stabilise(credit_scores, raw, epsilon)
+            # The linear map is the product before it is scaled.
+            credit_scores = stabilise(credit_scores, raw, epsilon * scale)
         credit_query = (credit_scores @ keys).mul_(0.5 * scale)
         credit_keys = (credit_scores.transpose(-2, -1) @ query).mul_(0.5 * scale)
         results = [
