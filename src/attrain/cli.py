@@ -45,10 +45,18 @@ def run(arguments: Sequence[str]) -> int:
         print(f"attrain {version('attrain')}")
         return 0
     try:
-        return _dispatch(parse(arguments))
+        return _dispatch(parse(arguments), arguments)
     except AttrainError as error:
         _tell(str(error))
         return USER_ERROR if isinstance(error, InputError | CreditError) else FAILURE
+    except OSError as error:
+        _tell(f"{error.filename or 'a file'}: {error.strerror or error}.")
+        return FAILURE
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported here
+            raise
+        _tell("the GPU's memory is full: give a smaller --batch-size, or --accumulate its parts.")
+        return FAILURE
     except KeyboardInterrupt:
         _tell("interrupted.")
         return INTERRUPTED
@@ -92,9 +100,9 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _dispatch(config: Any) -> int:
+def _dispatch(config: Any, arguments: Sequence[str]) -> int:
     if isinstance(config, CompareConfig | TrainConfig):
-        return _train(config)
+        return _train(config, arguments)
     if isinstance(config, EvaluateConfig):
         return _evaluate(config)
     if isinstance(config, PruneConfig):
@@ -102,7 +110,7 @@ def _dispatch(config: Any) -> int:
     return _report(config)
 
 
-def _train(config: CompareConfig | TrainConfig) -> int:
+def _train(config: CompareConfig | TrainConfig, arguments: Sequence[str]) -> int:
     command = "compare" if isinstance(config, CompareConfig) else "train"
     methods = config.methods if isinstance(config, CompareConfig) else (config.method,)
     check_job(config, methods, config.seeds)
@@ -113,7 +121,7 @@ def _train(config: CompareConfig | TrainConfig) -> int:
 
         compare(config) if isinstance(config, CompareConfig) else train_only(config)
     except KeyboardInterrupt:
-        _tell(f"interrupted. To go on: {_resuming(out)}")
+        _tell(f"interrupted. To go on: {_resuming(arguments, out)}")
         return INTERRUPTED
     if _leads():
         from attrain.report import verdict_lines
@@ -124,9 +132,9 @@ def _train(config: CompareConfig | TrainConfig) -> int:
     return 0
 
 
-def _resuming(out: Path) -> str:
-    """Return the command that goes on with this one."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+def _resuming(arguments: Sequence[str], out: Path) -> str:
+    """Return the command that goes on with the one that had these `arguments`."""
+    arguments = [argument for argument in arguments if argument != "--resume"]
     if _value_of("--out", arguments) is None:
         arguments += ["--out", str(out)]
     return shlex.join(["attrain", *arguments, "--resume"])

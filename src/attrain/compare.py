@@ -65,8 +65,10 @@ def compare(config: CompareConfig) -> Path:
     cannot work, a folder with results, a job to resume that has other settings, and a full disk.
     """
     check_job(config, config.methods, config.seeds)
-    rival = RIVAL if config.rival and RIVAL not in config.methods else None
-    return _run_job("compare", config, config.methods, config.seeds, rival)
+    names = list(config.methods)
+    if config.rival and RIVAL not in names:
+        names.append(RIVAL)
+    return _run_job("compare", config, names, config.seeds, RIVAL if config.rival else None)
 
 
 def train_only(config: TrainConfig) -> Path:
@@ -116,7 +118,7 @@ def _run_job(
     with _claimed(RunFolder(path), config.resume):
         data = load(config.data)
         build(config.model, data.input_shape, data.num_classes, activation=config.activation)
-    fabric = make_fabric(config.training)
+        fabric = make_fabric(config.training)
     # The others may have seen the folder that the first process made and chosen the next.
     folder = RunFolder(fabric.broadcast(path))
     with Display(quiet=not fabric.is_global_zero) as display:
@@ -126,7 +128,8 @@ def _run_job(
         record = fabric.broadcast(_opened(job, record) if job.leads else record)
         display.plan(_runs(methods, rival, seeds))
         if rival:
-            methods.append(_tuned_rival(job, find(rival), record))
+            tuned = _tuned_rival(job, find(rival), record)
+            methods = [tuned if method.name == rival else method for method in methods]
         for seed in range(seeds):
             for method in methods:
                 _run(job, method, seed, data, folder.seed(method.name, seed))
@@ -243,7 +246,7 @@ def _differing(before: Any, record: dict[str, Any]) -> Iterator[str]:
             stored = before.get(section, {}).get(name)
             if stored != value and name not in FREE | {"notes", "layers", "classes"}:
                 yield f"{section} {name} {stored}, now {value}"
-    names = [name for name in before.get("methods", {}) if name != before.get("rival")]
+    names = list(before.get("methods", {}))
     for label, stored, value in (
         ("job", before.get("job"), record["job"]),
         ("methods", " ".join(names), " ".join(record["methods"])),
@@ -253,9 +256,11 @@ def _differing(before: Any, record: dict[str, Any]) -> Iterator[str]:
         if stored != value:
             yield f"{label} {stored}, now {value}"
     for name in names:
+        # Tuning may have changed the rival's strength since the job began.
+        free = {"description", "citation"} | ({"l1"} if name == record["rival"] else set())
         for key, value in record["methods"].get(name, {}).items():
             stored = before["methods"][name].get(key)
-            if key not in ("description", "citation") and stored != value:
+            if key not in free and stored != value:
                 yield f"{key} of {name} {stored}, now {value}"
 
 
@@ -263,7 +268,7 @@ def _differing(before: Any, record: dict[str, Any]) -> Iterator[str]:
 
 
 def _runs(methods: Iterable[Method], rival: str | None, seeds: int) -> list[tuple[str, str]]:
-    names = [method.name for method in methods] + ([rival] if rival else [])
+    names = [method.name for method in methods]
     trials = [(rival, _trial(strength)) for strength in RIVAL_STRENGTHS] if rival else []
     return trials + [(name, f"seed {seed}") for seed in range(seeds) for name in names]
 

@@ -10,6 +10,7 @@ import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -91,7 +92,7 @@ class CompareConfig(JobConfig):
     """Train the same model with several methods and write one report."""
 
     methods: tuple[str, ...] = ("sgd", "lfp")
-    """Methods to compare; differences are to the first one."""
+    """Methods to compare: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1. Differences are to the first."""
     seeds: int = 3
     """Runs of each method, with seeds 0, 1, ..."""
     rival: bool = True
@@ -103,7 +104,7 @@ class TrainConfig(JobConfig):
     """Train a model with one method."""
 
     method: str = "lfp"
-    """The method."""
+    """The method: sgd, lfp, lfp-abs, lfp-sparse or sgd-l1."""
     seeds: int = 1
     """Runs, with seeds 0, 1, ..."""
 
@@ -177,6 +178,8 @@ def check_training(config: TrainingConfig) -> None:
         value = getattr(config, name)
         if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
             raise unknown(name.replace("_", " "), str(value), typing.get_args(kind))
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs an extra that is missing: pip install attrain[tb].")
     if config.strategy == "fsdp2" and config.precision == "16-mixed":
         raise InputError(
             "--strategy fsdp2 does not go with --precision 16-mixed: use bf16-mixed or 32-true."

@@ -583,11 +583,13 @@ def _torch_settings(config: TrainingConfig, model: nn.Module) -> Iterator[None]:
 def make_fabric(config: TrainingConfig) -> "Fabric":
     """Return a launched Fabric; under torchrun it takes as many processes as torchrun started.
 
-    Raises InputError where a GPU is asked for and there is none.
+    Raises InputError where a GPU is needed and there is none.
     """
     kind = config.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu" and config.precision == "16-mixed":
+        raise InputError("--precision 16-mixed needs a GPU: use bf16-mixed or 32-true.")
     devices, nodes = config.devices, 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -602,11 +604,10 @@ def make_fabric(config: TrainingConfig) -> "Fabric":
         if config.deterministic:
             # cuBLAS reads it when it starts; without it torch refuses to be deterministic.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    for name in ("lightning_fabric", "lightning.fabric", "lightning_utilities"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     # Imported late: evaluating and pruning need none of it.
     from lightning_fabric import Fabric
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets every process
     fabric = Fabric(
         accelerator=kind,
         devices=devices,
