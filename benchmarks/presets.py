@@ -1,6 +1,6 @@
-"""How the settings of the presets were chosen: a sweep on a validation split, never the test set.
+r"""How the settings of the presets were chosen: a sweep on a validation split, never the test set.
 
-    python benchmarks/presets.py --data mnist --model lenet --scale relative \\
+    python benchmarks/presets.py --data mnist --model lenet --scale relative \
         --learning-rates 0.1 --weight-decays 0 2e-3 4e-3 --json sweep.json
 
 Trains LFP (or, with --scale none, gradient descent, where --l1 adds an L1 term) on five sixths of

@@ -169,9 +169,7 @@ class BatchNorm2d(Layer):
             mean, variance = array(self.module.running_mean), array(self.module.running_var)
         self.root = np.sqrt(variance + self.module.eps)
         self.normalised = (a - mean[:, None, None]) / self.root[:, None, None]
-        self.z = self.agreed(
-            self.gamma[:, None, None] * self.normalised + self.beta[:, None, None]
-        )
+        self.z = self.agreed(self.gamma[:, None, None] * self.normalised + self.beta[:, None, None])
         return self.z
 
     def backward(self, r: Array) -> Array:

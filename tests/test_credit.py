@@ -97,9 +97,7 @@ def resnet18() -> nn.Module:
             down = nn.Sequential(
                 nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
             )
-        return nn.Sequential(
-            BasicBlock(inputs, planes, stride, down), BasicBlock(planes, planes)
-        )
+        return nn.Sequential(BasicBlock(inputs, planes, stride, down), BasicBlock(planes, planes))
 
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, 1, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
@@ -297,7 +295,9 @@ def test_every_nonlinearity_has_the_secant_slope_on_its_own_domain() -> None:
             value = function(z.clone())
         except (TypeError, RuntimeError):
             continue  # takes more than one argument
-        valid = value.isfinite() if isinstance(value, Tensor) and value.is_floating_point() else None
+        valid = (
+            value.isfinite() if isinstance(value, Tensor) and value.is_floating_point() else None
+        )
         if valid is None or not valid.any():
             continue
         weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
@@ -483,7 +483,9 @@ def test_attention_by_hand_equals_the_fused_one() -> None:
     by_hand = Head(False).double()
     by_hand.load_state_dict(fused.state_dict())
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
-    found = [feedback(m, lambda m=m: m(x), lambda out: out.square().sum()) for m in (fused, by_hand)]
+    found = [
+        feedback(m, lambda m=m: m(x), lambda out: out.square().sum()) for m in (fused, by_hand)
+    ]
     for name in found[0]:
         assert close(found[0][name], found[1][name], 1e-11), name
 

@@ -443,7 +443,8 @@ def every_norm() -> Case:
 @case
 def autoencoder_with_transposed_convolution() -> Case:
     layers = [nn.Conv2d(1, 4, 3, 2), nn.ELU(), nn.ConvTranspose2d(4, 2, 3, 2), nn.LeakyReLU(0.1),
-              nn.Upsample(scale_factor=2), nn.AvgPool2d(2), nn.Flatten(), nn.LazyLinear(3)]  # fmt: skip
+              nn.Upsample(scale_factor=2), nn.AvgPool2d(2), nn.Flatten(),
+              nn.LazyLinear(3)]  # fmt: skip
     model = nn.Sequential(*layers)
     model(images(1, 9))
     return Case(model, (images(1, 9),))

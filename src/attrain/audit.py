@@ -34,17 +34,21 @@ def check(out: Tensor) -> None:
         variable = getattr(node, "variable", None)
         if isinstance(variable, nn.Parameter) and not scaled:
             raise _forgotten(f"a parameter of shape {tuple(variable.shape)}")
-        scales = getattr(node, "scaled", None)
-        if scales is None and isinstance(node, torch.autograd.function.BackwardCFunction):
+        scales: tuple[bool, ...] | None = getattr(node, "scaled", None)
+        if scales is None and _is_python(node):
             _check_function(node.name())
         for index, (below, _) in enumerate(node.next_functions):
-            here = bool(scales) and index < len(scales) and scales[index]
+            here = scales is not None and index < len(scales) and scales[index]
             if here and scaled:
                 raise CreditError(
                     "a parameter is scaled twice on one path: a tensor computed from parameters "
                     "was used as an activation and as a weight. Use it as one of the two."
                 )
             waiting.append((below, scaled or here))
+
+
+def _is_python(node: Any) -> bool:
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def _forgotten(what: str) -> CreditError:

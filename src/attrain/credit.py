@@ -1,25 +1,47 @@
 """The credit context: run a model's forward pass under the rules of LFP."""
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Self
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo import eval_frame
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from attrain import audit, marks
 from attrain.errors import CreditError, CreditWarning, InputError, unknown
 from attrain.marks import Kind, Mark
 from attrain.rules import activation, linear
 from attrain.rules.activation import refuse_decision
-from attrain.rules.call import Call, Settings
+from attrain.rules.call import Action, Call, Credit, Settings
 from attrain.rules.linear import unsupported
 from attrain.rules.registry import REGISTRY, bookkeeping
 
 RULES = ("epsilon", "zero")
 SCALES = ("abs", "relative")
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _left_to_python(method: Method) -> Method:
+    """Make torch.compile run `method`, and the `with` that calls it, as plain Python."""
+    method.__dict__.update(
+        _torchdynamo_disable=True,
+        _torchdynamo_disable_msg="credit sees torch functions one by one, as they are called, so "
+        "what holds `with credit:` cannot be a single graph: compile it without fullgraph=True",
+    )
+    eval_frame.set_code_exec_strategy(
+        method.__code__,
+        eval_frame._FrameExecStrategy(
+            eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
+        ),
+    )
+    return method
 
 
 class LFP:
@@ -29,7 +51,11 @@ class LFP:
     attrain.rewards.softmax(out, y).backward()      # .grad now holds -feedback
 
     The model is not wrapped, hooked or changed. Any optimizer that minimises performs LFP
-    (paper 2308.12053, equations 4 to 10).
+    (paper 2308.12053, equations 4 to 10). A copy (copy.deepcopy, pickle) belongs to the copied
+    model. Threads may share a context; each one enters it for itself.
+
+    What torch.compile made runs eagerly inside the context, because a compiled graph has no rules:
+    the feedback is right and the compiler gains nothing there.
 
     Parameters
     ----------
@@ -74,15 +100,20 @@ class LFP:
         self._model: nn.Module | tuple[Tensor, ...] = (
             model if isinstance(model, nn.Module) else _own_tensors(model)
         )
+        self._prepare()
+        self._warn_of_zeros()
+
+    def _prepare(self) -> None:
+        _teach_torch()
         self._warned: set[str] = set()
         self._audited = -1
-        self._depth = 0
-        self._stance: Any = None
+        self._audited_parts: set[int] = set()
+        self._entered = _Entered()
         self._settings = Settings(
             epsilon=self.epsilon,
-            scale=scale,
-            batch_norm=batch_norm,
-            opposite_sign=opposite_sign,
+            scale=self.scale,
+            batch_norm=self.batch_norm,
+            opposite_sign=self.opposite_sign,
             # Known by identity: they live as long as this context, which keeps the model.
             parameters=frozenset(
                 () if isinstance(self._model, nn.Module) else map(id, self._model)
@@ -90,13 +121,20 @@ class LFP:
             plain=Mark(audit=self._audit_if_due),
             pending=Mark(epsilon=self.epsilon, audit=self._audit_if_due),
             objective=Mark(Kind.OBJECTIVE),
-            is_buffer=self._is_buffer,
+            is_buffer=self._is_constant,
             warn_once=self._warn_once,
             adopt=self._adopt,
             reenter=self._reenter,
         )
-        self._mode = _Mode(self._settings, self._reenter)
-        self._warn_of_zeros()
+        self._mode = _Mode(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        options = ("rule", "epsilon", "scale", "batch_norm", "opposite_sign", "_model")
+        return {name: getattr(self, name) for name in options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
 
     def __repr__(self) -> str:
         return (
@@ -104,38 +142,67 @@ class LFP:
             f"batch_norm={self.batch_norm!r}, opposite_sign={self.opposite_sign!r})"
         )
 
+    @_left_to_python
     def __enter__(self) -> Self:
-        if self._depth == 0:
-            _refuse_second_context()
-            self._stance = _run_compiled_code_eagerly()
-            self._settings.calls, self._settings.last = 0, None
-            self._mode.__enter__()
-        self._depth += 1
+        # Before anything else is called: a function called here would be compiled.
+        compiler = eval_frame.set_eval_frame(None)
+        try:
+            mode = _active_mode()
+            if mode is not None and mode is not self._mode:
+                raise CreditError(
+                    "another credit context is active here, and feedback would be scaled twice. "
+                    "Leave it before entering this one."
+                )
+            if mode is None:
+                _COMPILED.run_eagerly()
+                self._settings.calls, self._settings.last = 0, None
+                self._mode.__enter__()  # type: ignore[no-untyped-call]
+            self._entered.stack.append((mode is None, compiler))
+        except BaseException:
+            eval_frame.set_eval_frame(compiler)
+            raise
         return self
 
+    @_left_to_python
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._depth -= 1
-        if self._depth:
-            return
-        last, self._settings.last = self._settings.last, None
+        outermost, compiler = self._entered.stack.pop()
         try:
-            self._mode.__exit__(kind, error, trace)
+            if outermost:
+                last, self._settings.last = self._settings.last, None
+                self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+                _COMPILED.run_as_before()
+                if error is None and last is not None:
+                    self._audit_if_due(last)
         finally:
-            if self._stance is not None:
-                self._stance.__exit__(kind, error, trace)
-                self._stance = None
-        if error is None and last is not None:
-            self._audit_if_due(last)
+            eval_frame.set_eval_frame(compiler)
 
     def _reenter(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call `function` under the rules; the mode is switched off while it handles a call."""
         with self._mode:
             return function(*args, **kwargs)
 
-    def _is_buffer(self, tensor: Tensor) -> bool:
-        return isinstance(self._model, nn.Module) and any(
-            tensor is each for each in self._model.buffers()
+    def _again(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call `function` under the rules a second time, in the backward pass."""
+        calls, last = self._settings.calls, self._settings.last
+        try:
+            with self:
+                try:
+                    return function(*args)
+                finally:
+                    # What is computed again is no output to be audited.
+                    self._settings.last = None
+        finally:
+            self._settings.calls, self._settings.last = calls, last
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor without gradient is part of the model: frozen, or a buffer."""
+        return self._is_parameter(tensor) or (
+            isinstance(self._model, nn.Module)
+            and any(tensor is each for each in self._model.buffers())
         )
+
+    def _is_parameter(self, tensor: Tensor) -> bool:
+        return isinstance(tensor, nn.Parameter) or id(tensor) in self._settings.parameters
 
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned:
@@ -162,8 +229,7 @@ class LFP:
         node: Any = tensor.grad_fn
         name = node.name()
         if name == audit.CHECKPOINT:
-            node.run_function = _recomputation(node, node.run_function, self._reenter)
-            return self._settings.plain
+            return self._settings.plain if hasattr(node, "scaled") else None
         if name == audit.OBJECTIVE:
             return self._settings.objective
         return self._settings.plain if name in audit.REGISTERED else None
@@ -174,14 +240,20 @@ class LFP:
             audit.check(out)
             self._audited = self._settings.calls
 
+    def _audit_part(self, out: Tensor) -> None:
+        """Audit what reentrant checkpointing computed again: the first pass left no graph."""
+        if self._settings.calls not in self._audited_parts:
+            audit.check(out)
+            self._audited_parts.add(self._settings.calls)
+
 
 class _Mode(TorchFunctionMode):
     """Sees every torch function called inside the context and hands it to its rule."""
 
-    def __init__(self, settings: Settings, reenter: Callable[..., Any]) -> None:
+    def __init__(self, credit: LFP) -> None:
         super().__init__()
-        self.settings = settings
-        self.reenter = reenter
+        self.credit = credit
+        self.settings = credit._settings
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -190,9 +262,6 @@ class _Mode(TorchFunctionMode):
         rule = REGISTRY.get(func)
         if rule is bookkeeping or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-        if hooks is not None:
-            _watch_checkpoint(hooks[0], self.reenter)
         call = Call(self.settings, func, args, kwargs)
         if call.carries:
             if any(call.mark(each).kind is Kind.OBJECTIVE for each in call.activations):
@@ -226,64 +295,153 @@ def _decided(call: Call, rule: Any) -> Any:
     return out
 
 
-def _watch_checkpoint(pack: Any, reenter: Callable[..., Any]) -> None:
-    """Make non-reentrant activation checkpointing recompute under the rules."""
-    if pack.__qualname__ != "_checkpoint_hook.__init__.<locals>.pack_hook":
-        return
-    frame = pack.__closure__[pack.__code__.co_freevars.index("frame")].cell_contents
-    if not hasattr(frame, "attrain_recomputes"):
-        frame.attrain_recomputes = True
-        recompute = frame.recompute_fn
-        frame.recompute_fn = lambda *args: reenter(recompute, *args)
+def _active_mode() -> _Mode | None:
+    """Return the mode of the context that this thread is in."""
+    stack = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    for mode in stack:
+        if isinstance(mode, _Mode):
+            return mode
+    return None
 
 
-def _recomputation(
-    node: Any, function: Callable[..., Any], reenter: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Make reentrant activation checkpointing recompute under the rules.
+class _Entered(threading.local):
+    """Of every `with` that this thread is in: whether it is the outermost, and the compiler."""
 
-    It recomputes from detached copies of its inputs, which owe what the inputs owed.
+    def __init__(self) -> None:
+        self.stack: list[tuple[bool, Any]] = []
+
+
+class _Compiled:
+    """Whether what torch.compile made runs compiled: not while any thread is in a context."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.contexts = 0
+        self.stance: Any = None
+
+    def run_eagerly(self) -> None:
+        with self.lock:
+            self.contexts += 1
+            # Importing the compiler takes a second, and without it nothing is compiled.
+            if self.stance is None and "torch._dynamo" in sys.modules:
+                self.stance = torch.compiler.set_stance("force_eager")
+
+    def run_as_before(self) -> None:
+        with self.lock:
+            self.contexts -= 1
+            if self.contexts == 0 and self.stance is not None:
+                self.stance.__exit__(None, None, None)
+                self.stance = None
+
+
+_COMPILED = _Compiled()
+
+
+class _Recomputation:
+    """What a reentrant checkpoint runs: natively the first time, under the rules the second.
+
+    The second time it gets detached copies of its inputs, which stand for what the inputs stood
+    for, and its results must owe no stabiliser, because their consumers never see them.
     """
 
-    def recompute(*args: Any) -> Any:
-        for index, original in zip(node.tensor_indices, node.saved_tensors, strict=True):
-            mark = marks.get(original)
-            if mark is not None and mark.epsilon and args[index].requires_grad:
-                marks.put(args[index], Mark(epsilon=mark.epsilon, audit=mark.audit))
-        return reenter(function, *args)
+    def __init__(self, credit: LFP, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.credit = credit
+        self.function = function
+        self.known: list[tuple[int, Mark, int | None]] = []
+        for index, value in enumerate(args):
+            mark = self._mark(value)
+            if mark is not None:
+                root = mark.root(value)
+                place = next((i for i, each in enumerate(args) if each is root), None)
+                self.known.append((index, mark, None if place == index else place))
 
-    return recompute
+    def _mark(self, value: Any) -> Mark | None:
+        if not isinstance(value, Tensor):
+            return None
+        if self.credit._is_parameter(value):
+            return marks.PARAMETER if value.requires_grad else None
+        return marks.get(value)
 
+    def scaled(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
+        """Return which of the tensors among `args` are scaled inside, as weights."""
+        weights = {index for index, mark, _ in self.known if mark.kind is Kind.PARAMETER}
+        tensors = [index for index, value in enumerate(args) if isinstance(value, Tensor)]
+        return tuple(index in weights for index in tensors)
 
-def _refuse_second_context() -> None:
-    for mode in torch.overrides._get_current_function_mode_stack():
-        if isinstance(mode, _Mode):
+    def __call__(self, *args: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.function(*args)
+        return self.credit._again(self._under_rules, *args)
+
+    def _under_rules(self, *args: Any) -> Any:
+        for index, mark, root in self.known:
+            copy = None if root is None else args[root]
+            marks.put(args[index], Mark(mark.kind, mark.epsilon, copy, mark.audit, copy=mark.copy))
+        out = self.function(*args)
+        return tuple(map(self._settled, out)) if isinstance(out, tuple) else self._settled(out)
+
+    def _settled(self, out: Any) -> Any:
+        mark = marks.get(out) if isinstance(out, Tensor) and out.requires_grad else None
+        if mark is None:
+            return out
+        if mark.kind is Kind.PARAMETER:
             raise CreditError(
-                "another credit context is active here, and feedback would be scaled twice. Leave "
-                "it before entering this one."
+                "a reentrant checkpoint computes a weight from parameters alone, and the outside "
+                "cannot tell it from an activation. Use checkpoint(..., use_reentrant=False)."
             )
+        self.credit._audit_part(out)
+        return Credit.apply((Action(epsilon=mark.epsilon),), out) if mark.epsilon else out
 
 
-def _run_compiled_code_eagerly() -> Any:
-    """Run code from torch.compile eagerly inside the context: a compiled graph has no rules."""
-    if "torch._dynamo" not in sys.modules:
-        return None
-    stance = torch.compiler.set_stance("force_eager")
-    stance.__enter__()
-    return stance
+_native_checkpoint = checkpoint.CheckpointFunction.forward
+_native_frame = checkpoint._CheckpointFrame.__init__
+_native_sink = nn.parallel.distributed._DDPSink.apply
+
+
+def _checkpointed(
+    ctx: Any, function: Callable[..., Any], preserve_rng_state: bool, *args: Any
+) -> Any:
+    mode = _active_mode()
+    if mode is not None:
+        function = _Recomputation(mode.credit, function, args)
+        ctx.scaled = function.scaled(args)
+    return _native_checkpoint(ctx, function, preserve_rng_state, *args)
+
+
+def _framed(self: Any, recompute: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    mode = _active_mode()
+    if mode is not None:
+        recompute = partial(mode.credit._again, recompute)
+    _native_frame(self, recompute, *args, **kwargs)
+
+
+def _sunk(module: Any, *tensors: Any) -> Any:
+    out = _native_sink(module, *tensors)
+    for before, after in zip(tensors, out, strict=True):
+        mark = marks.get(before) if isinstance(before, Tensor) else None
+        if mark is not None:
+            marks.put(after, mark)
+    return out
+
+
+def _teach_torch() -> None:
+    """Let credit pass where torch's wrappers of a model hide a tensor from any mode.
+
+    Both kinds of activation checkpointing recompute under the context that they first ran in, and
+    the outputs of DistributedDataParallel keep their marks. Without a context nothing changes.
+    """
+    checkpoint.CheckpointFunction.forward = staticmethod(_checkpointed)  # type: ignore[method-assign]
+    checkpoint._CheckpointFrame.__init__ = _framed  # type: ignore[method-assign]
+    nn.parallel.distributed._DDPSink.apply = staticmethod(_sunk)  # type: ignore[method-assign]
 
 
 def _own_tensors(model: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    try:
-        tensors = tuple(model)
-    except TypeError:
-        tensors = (None,)
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise InputError(
-                f"LFP takes a module or the parameter tensors of functional code, got "
-                f"{type(model).__name__}."
-            )
+    tensors = tuple(model) if isinstance(model, Iterable) and not isinstance(model, Tensor) else ()
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise InputError(
+            f"LFP takes a module or the parameter tensors of functional code, got "
+            f"{type(model).__name__}."
+        )
     return tensors
 
 

@@ -64,3 +64,9 @@ def get(tensor: Tensor) -> Mark | None:
 def put(tensor: Tensor, mark: Mark) -> None:
     """Mark `tensor`."""
     tensor._attrain = mark  # type: ignore[attr-defined]
+
+
+def source(tensor: Tensor) -> Tensor | None:
+    """Return what the comparison `tensor` compared, None where it was more than one tensor."""
+    mark = get(tensor)
+    return None if mark is None else mark.source

@@ -167,7 +167,17 @@ def _kind_after(call: Call, kind: Kind) -> Kind:
         isinstance(exponent, (int, float)) and exponent < 0
     ):
         return Kind.INVERSE
-    if name in ("sqrt", "sqrt_", "clamp", "clamp_min", "clip", "maximum", "square", "pow", "__pow__"):
+    if name in (
+        "sqrt",
+        "sqrt_",
+        "clamp",
+        "clamp_min",
+        "clip",
+        "maximum",
+        "square",
+        "pow",
+        "__pow__",
+    ):
         return kind
     return Kind.NORM if kind is Kind.NORM else Kind.ACTIVATION
 
@@ -251,7 +261,7 @@ def glu(call: Call) -> Any:
 def step(call: Call) -> Any:
     """A comparison made a number: a step activation of what was compared."""
     decision = call.decisions[0]
-    source = marks.get(decision).source
+    source = marks.source(decision)
     value = call.run()
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
@@ -284,7 +294,7 @@ def compared(call: Call) -> Any:
     if not isinstance(out, Tensor):
         return out
     if call.activations or call.decisions:
-        sources = [*call.activations, *(marks.get(each).source for each in call.decisions)]
+        sources = [*call.activations, *map(marks.source, call.decisions)]
         one = sources[0] if len({id(each) for each in sources}) == 1 else None
         marks.put(out, Mark(Kind.DECISION, source=one))
     elif call.parameters:

@@ -8,20 +8,20 @@ from torch import Tensor
 _BLOCK = 1 << 17  # values; half a megabyte of float32
 
 
-def blockwise(
-    function: Callable[..., object], out: Tensor, *tensors: Tensor
-) -> Tensor:
+def blockwise(function: Callable[..., object], out: Tensor, *tensors: Tensor) -> Tensor:
     """Fill `out` with `function(out, scratch, *tensors)`, block by block where that pays.
 
     A chain of elementwise operations writes a temporary of the tensor's size for each of its
     links; fresh memory of that size costs a CPU page faults, and cached memory nothing. On other
     devices, and for memory that is not laid out alike, the function sees the whole tensors.
     """
-    if out.is_cpu and out.numel() > _BLOCK and all(
-        each.is_contiguous() and each.shape == out.shape for each in (out, *tensors)
+    if (
+        out.is_cpu
+        and out.numel() > _BLOCK
+        and all(each.is_contiguous() and each.shape == out.shape for each in (out, *tensors))
     ):
         scratch = torch.empty(_BLOCK, dtype=out.dtype)
-        parts = [each.detach().view(-1).split(_BLOCK) for each in (out, *tensors)]
+        parts = [torch.split(each.detach().view(-1), _BLOCK) for each in (out, *tensors)]
         for part, *others in zip(*parts, strict=True):
             function(part, scratch[: part.numel()], *others)
     else:

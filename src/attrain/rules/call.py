@@ -93,7 +93,8 @@ def _times_magnitude(gradient: Tensor, scratch: Tensor, weight: Tensor) -> None:
 def mean_magnitude(weight: Tensor) -> Tensor:
     """Return mean |w|, kept above zero so that a tensor of zeros has feedback zero, not NaN."""
     total = torch.linalg.vector_norm(weight.detach(), 1)
-    return (total / weight.numel()).clamp_min_(torch.finfo(weight.dtype).tiny)
+    mean: Tensor = (total / weight.numel()).clamp_min_(torch.finfo(weight.dtype).tiny)
+    return mean
 
 
 def _back(action: Action, gradient: Tensor | None, value: Tensor | None) -> Tensor | None:
@@ -107,7 +108,7 @@ def _back(action: Action, gradient: Tensor | None, value: Tensor | None) -> Tens
 
 
 class Credit(torch.autograd.Function):
-    """Identity forward; on the way back each tensor's `Action`. `scaled` says which get times |w|."""
+    """Identity forward; on the way back each tensor's `Action`. `scaled`: which are parameters."""
 
     @staticmethod
     def forward(ctx: Any, plan: tuple[Action, ...], *tensors: Tensor) -> Any:
@@ -235,9 +236,7 @@ class Call:
         With parameters alone, such a call is the first layer of a model.
         """
         return any(
-            each.ndim
-            and marks.get(each) is None
-            and not self.settings.is_buffer(each)
+            each.ndim and marks.get(each) is None and not self.settings.is_buffer(each)
             for each in self.constants
         )
 
@@ -340,9 +339,7 @@ class Call:
                             "activation, and how credit passes it is not defined",
                             "Use it to normalise the tensor it was taken from, or detach() it.",
                         )
-                    action = Action(
-                        epsilon=mark.epsilon, factor=1.0 if place in added else factor
-                    )
+                    action = Action(epsilon=mark.epsilon, factor=1.0 if place in added else factor)
                     if action.epsilon == 0.0 and action.factor == 1.0:
                         continue
                 plan[id(tensor)] = (tensor, action)
@@ -382,10 +379,11 @@ class Call:
 def name_of(func: Callable[..., Any]) -> str:
     """Return the name of a torch function as a user would write it."""
     try:
-        name = resolve_name(func)
+        name: str | None = resolve_name(func)
     except Exception:  # torch's own resolver fails on a few builtins
         name = None
-    return (name or getattr(func, "__name__", repr(func))).replace("torch.functional.", "torch.")
+    name = name or str(getattr(func, "__name__", repr(func)))
+    return name.replace("torch.functional.", "torch.")
 
 
 def place() -> str:

@@ -182,7 +182,10 @@ def cast(call: Call) -> Any:
     if root is None:
         return call.finish(out, call.settings.pending if mark.epsilon else None)
     return call.finish(
-        out, call.related(root, kind=mark.kind, pending=bool(mark.epsilon), copy=mark.copy or root is source)
+        out,
+        call.related(
+            root, kind=mark.kind, pending=bool(mark.epsilon), copy=mark.copy or root is source
+        ),
     )
 
 
@@ -196,8 +199,8 @@ def written(call: Call) -> Any:
         {
             id(each): each.clone()
             for each in call.activations
-            if each is not target and each.untyped_storage().data_ptr()
-            == target.untyped_storage().data_ptr()
+            if each is not target
+            and each.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()
         }
     )
     call.enter(in_place=target.requires_grad)

@@ -62,9 +62,7 @@ class BatchNorm(torch.autograd.Function):
         credit_x, *gradients = torch.ops.aten.native_batch_norm_backward(
             credit.contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, needs[:3]
         )
-        settled = _finish(
-            ctx, credit_x if needs[0] else None, x, (weight, bias), tuple(gradients)
-        )
+        settled = _finish(ctx, credit_x if needs[0] else None, x, (weight, bias), tuple(gradients))
         return *settled, None, None, None, None, None, None
 
 
@@ -155,7 +153,16 @@ def batch_norm(call: Call) -> Any:
     if call.settings.batch_norm == "through":
         call.enter()
         return call.finish(call.run(), call.settings.pending)
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    names = (
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
+    )
     if getattr(call.func, "__module__", "") != "torch.nn.functional":
         names = ("input", "weight", "bias", "running_mean", "running_var", *names[5:])
     given = dict(zip(names, call.args, strict=False)) | call.kwargs
@@ -188,9 +195,7 @@ def layer_norm(call: Call) -> Any:
     if torch.is_autocast_enabled(x.device.type):
         axes = tuple(range(-len(shape), 0))
         return _standardise(call, x, weight, bias, _moments(x, axes, eps), tuple(shape))
-    out = LayerNorm.apply(
-        x, weight, bias, shape, eps, _owed(call, x), call.settings.scale
-    )
+    out = LayerNorm.apply(x, weight, bias, shape, eps, _owed(call, x), call.settings.scale)
     return call.finish(out, call.settings.pending)
 
 
@@ -209,9 +214,7 @@ def group_norm(call: Call) -> Any:
             each.repeat_interleave(repeats, 1).reshape(spread)
             for each in _moments(grouped, (2,), eps)
         )
-    return _standardise(
-        call, x, given.get("weight"), given.get("bias"), moments, _per_channel(x)
-    )
+    return _standardise(call, x, given.get("weight"), given.get("bias"), moments, _per_channel(x))
 
 
 def instance_norm(call: Call) -> Any:
@@ -283,9 +286,7 @@ def normalize(call: Call) -> Any:
     p = call.option(1, "p", default=2.0)
     dim = call.option(2, "dim", default=1)
     eps = call.option(3, "eps", default=1e-12)
-    return _divided(
-        call, lambda x, value: x.norm(p, dim, keepdim=True).clamp_min(eps).reciprocal()
-    )
+    return _divided(call, lambda x, value: x.norm(p, dim, keepdim=True).clamp_min(eps).reciprocal())
 
 
 def local_response_norm(call: Call) -> Any:

@@ -187,7 +187,11 @@ class Attention(torch.autograd.Function):
         credit_keys = (credit_scores.transpose(-2, -1) @ query).mul_(0.5 * scale)
         results = [
             _collect(gradient, each.shape, repeats)
-            for gradient, each in ((credit_query, query), (credit_keys, key), (credit_values, value))
+            for gradient, each in (
+                (credit_query, query),
+                (credit_keys, key),
+                (credit_values, value),
+            )
         ]
         for index, each in enumerate((query, key, value)):
             if owed[index]:
@@ -198,7 +202,9 @@ class Attention(torch.autograd.Function):
 def _collect(gradient: Tensor, shape: torch.Size, repeats: int) -> Tensor:
     """Sum the heads that share a key, and whatever was broadcast."""
     if repeats > 1 and gradient.shape[-3] != shape[-3]:
-        gradient = gradient.unflatten(-3, (shape[-3], repeats)).sum(-3)
+        gradient = gradient.reshape(
+            *gradient.shape[:-3], shape[-3], repeats, *gradient.shape[-2:]
+        ).sum(-3)
     return gradient.sum_to_size(shape)
 
 
@@ -245,9 +251,10 @@ def attention(call: Call) -> Any:
     native = {name: arguments[name] for name in ("scale", "enable_gqa") if name in arguments}
 
     def run(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        return call.func(
+        out: Tensor = call.func(
             query, key, value, bias, options["dropout_p"], options["is_causal"], **native
         )
+        return out
 
     if call.parameters:
         call.args, call.kwargs = (query, key, value, bias), {}

@@ -14,7 +14,8 @@ from attrain.errors import InputError, unknown
 from attrain.rules import activation, linear, norm, product
 from attrain.rules.call import Call
 
-Rule = Callable[[Call], Any]
+Rule = Callable[..., Any]
+"""A function of a `Call` that returns what the call returns."""
 
 REGISTRY: dict[Any, Rule] = {}
 """Torch function -> rule."""
@@ -37,7 +38,7 @@ def _put(rule: Rule, names: str, *, in_place: bool = False) -> None:
 
 def _put_exact(rule: Rule, name: str) -> None:
     for place in _PLACES:
-        function = getattr(place, name, None)
+        function: Any = getattr(place, name, None)
         if callable(function) and not isinstance(function, type):
             REGISTRY[function] = rule
         elif hasattr(function, "__get__"):  # a property: .T, .mT, .real
@@ -135,8 +136,8 @@ _put(activation.softmax, "softmax log_softmax softmin gumbel_softmax logsumexp _
 _put(
     activation.compared,
     "gt ge lt le eq ne greater greater_equal less less_equal not_equal isclose isnan isinf "
-    "isfinite isposinf isneginf signbit logical_and logical_or logical_not logical_xor and or invert xor "
-    "bool bitwise_and bitwise_or bitwise_not bitwise_xor all any rand ror rxor",
+    "isfinite isposinf isneginf signbit logical_and logical_or logical_not logical_xor and or "
+    "invert xor bool bitwise_and bitwise_or bitwise_not bitwise_xor all any rand ror rxor",
 )
 _put(norm.batch_norm, "batch_norm")
 _put(norm.layer_norm, "layer_norm")
@@ -170,9 +171,9 @@ for _property in ("shape", "dtype", "device", "ndim", "requires_grad", "grad", "
                   "is_mps", "names", "data", "_base", "_version", "itemsize", "nbytes",
                   "is_cpu", "output_nr", "retains_grad"):  # fmt: skip
     _put_exact(bookkeeping, _property)
-for _name in ("__len__", "__bool__", "__float__", "__int__", "__index__", "__repr__", "__format__",
-              "__hash__", "__contains__", "__array__", "__deepcopy__", "__reduce_ex__"):  # fmt: skip
-    _put_exact(bookkeeping, _name)
+for _name in ("len", "bool", "float", "int", "index", "repr", "format", "hash", "contains", "array",
+              "deepcopy", "reduce_ex"):  # fmt: skip
+    _put_exact(bookkeeping, f"__{_name}__")
 
 for _function in (torch.autograd.backward, torch.autograd.grad):
     REGISTRY[_function] = bookkeeping
@@ -230,7 +231,8 @@ def elementwise(
     @wraps(function)
     def applied(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if has_torch_function_unary(z):
-            return handle_torch_function(applied, (z,), z, *args, **kwargs)  # type: ignore[no-any-return]
+            out: Tensor = handle_torch_function(applied, (z,), z, *args, **kwargs)
+            return out
         return function(z, *args, **kwargs)
 
     REGISTRY[applied] = partial(activation.nonlinear, keeps_sign=keeps_sign)
