@@ -659,4 +659,4 @@ def test_no_tensor_is_kept_after_the_context() -> None:
         rewards.softmax(out, torch.tensor([0, 1])).backward()
         del out
         counts.append(count())
-    assert counts[0] == counts[-1]
+    assert counts[-1] <= counts[0]

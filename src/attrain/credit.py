@@ -104,7 +104,6 @@ class LFP:
         self._warn_of_zeros()
 
     def _prepare(self) -> None:
-        _teach_torch()
         self._warned: set[str] = set()
         self._audited = -1
         self._audited_parts: set[int] = set()
@@ -121,6 +120,8 @@ class LFP:
             plain=Mark(audit=self._audit_if_due),
             pending=Mark(epsilon=self.epsilon, audit=self._audit_if_due),
             objective=Mark(Kind.OBJECTIVE),
+            scaled=Action(scale=self.scale),
+            scaled_own=Action(scale=self.scale, own=True),
             is_buffer=self._is_constant,
             warn_once=self._warn_once,
             adopt=self._adopt,
@@ -154,6 +155,7 @@ class LFP:
                     "Leave it before entering this one."
                 )
             if mode is None:
+                _teach_torch()
                 _COMPILED.run_eagerly()
                 self._settings.calls, self._settings.last = 0, None
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -393,9 +395,14 @@ class _Recomputation:
         return Credit.apply((Action(epsilon=mark.epsilon),), out) if mark.epsilon else out
 
 
-_native_checkpoint = checkpoint.CheckpointFunction.forward
-_native_frame = checkpoint._CheckpointFrame.__init__
-_native_sink = nn.parallel.distributed._DDPSink.apply
+_native_checkpoint: Callable[..., Any] = checkpoint.CheckpointFunction.forward
+_native_frame: Callable[..., Any] = checkpoint._CheckpointFrame.save_inputs
+
+# Autograd functions by which torch wraps a model: they hand tensors on as they are.
+_HANDING_ON = (
+    ("torch.nn.parallel.distributed", "_DDPSink"),
+    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "RegisterPostBackwardFunction"),
+)
 
 
 def _checkpointed(
@@ -408,31 +415,56 @@ def _checkpointed(
     return _native_checkpoint(ctx, function, preserve_rng_state, *args)
 
 
-def _framed(self: Any, recompute: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+def _framed(frame: Any, *args: Any) -> None:
+    """Remember what the inputs of a non-reentrant checkpoint stand for."""
     mode = _active_mode()
     if mode is not None:
-        recompute = partial(mode.credit._again, recompute)
-    _native_frame(self, recompute, *args, **kwargs)
+        known = [marks.get(value) if isinstance(value, Tensor) else None for value in args]
+        frame.recompute_fn = partial(mode.credit._again, _marked, frame.recompute_fn, known)
+    _native_frame(frame, *args)
 
 
-def _sunk(module: Any, *tensors: Any) -> Any:
-    out = _native_sink(module, *tensors)
-    for before, after in zip(tensors, out, strict=True):
-        mark = marks.get(before) if isinstance(before, Tensor) else None
-        if mark is not None:
-            marks.put(after, mark)
-    return out
+def _marked(function: Callable[..., Any], known: list[Mark | None], *args: Any) -> Any:
+    """Call `function` on inputs that may have lost their marks in another checkpoint."""
+    for value, mark in zip(args, known, strict=True):
+        if mark is not None and marks.get(value) is None:
+            marks.put(value, mark)
+    return function(*args)
+
+
+def _keep_marks(handing_on: Any) -> None:
+    """Let what an autograd function hands on keep its marks."""
+    native = handing_on.apply
+
+    def apply(owner: Any, *tensors: Any) -> Any:
+        out = native(owner, *tensors)
+        for before, after in zip(tensors, out, strict=True):
+            mark = marks.get(before) if isinstance(before, Tensor) else None
+            if mark is not None:
+                marks.put(after, mark)
+        return out
+
+    handing_on.apply = staticmethod(apply)
 
 
 def _teach_torch() -> None:
-    """Let credit pass where torch's wrappers of a model hide a tensor from any mode.
+    """Let credit pass where torch's own wrappers of a model hide tensors from any mode.
 
     Both kinds of activation checkpointing recompute under the context that they first ran in, and
-    the outputs of DistributedDataParallel keep their marks. Without a context nothing changes.
+    tensors keep their marks in DistributedDataParallel and FSDP2. Without a context they work as
+    ever.
     """
-    checkpoint.CheckpointFunction.forward = staticmethod(_checkpointed)  # type: ignore[method-assign]
-    checkpoint._CheckpointFrame.__init__ = _framed  # type: ignore[method-assign]
-    nn.parallel.distributed._DDPSink.apply = staticmethod(_sunk)  # type: ignore[method-assign]
+    if checkpoint.CheckpointFunction.forward is not _checkpointed:
+        places: tuple[tuple[Any, str, Any], ...] = (
+            (checkpoint.CheckpointFunction, "forward", staticmethod(_checkpointed)),
+            (checkpoint._CheckpointFrame, "save_inputs", _framed),
+        )
+        for place, name, function in places:
+            setattr(place, name, function)
+    for module, name in _HANDING_ON:
+        handing_on = getattr(sys.modules.get(module), name, None)
+        if handing_on is not None and "apply" not in vars(handing_on):
+            _keep_marks(handing_on)
 
 
 def _own_tensors(model: Iterable[Tensor]) -> tuple[Tensor, ...]:

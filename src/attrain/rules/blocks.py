@@ -15,15 +15,17 @@ def blockwise(function: Callable[..., object], out: Tensor, *tensors: Tensor) ->
     links; fresh memory of that size costs a CPU page faults, and cached memory nothing. On other
     devices, and for memory that is not laid out alike, the function sees the whole tensors.
     """
+    if torch.is_grad_enabled():
+        tensors = tuple(each.detach() for each in tensors)
     if (
-        out.is_cpu
-        and out.numel() > _BLOCK
+        out.numel() > _BLOCK
+        and out.is_cpu
         and all(each.is_contiguous() and each.shape == out.shape for each in (out, *tensors))
     ):
         scratch = torch.empty(_BLOCK, dtype=out.dtype)
-        parts = [torch.split(each.detach().view(-1), _BLOCK) for each in (out, *tensors)]
+        parts = [torch.split(each.view(-1), _BLOCK) for each in (out, *tensors)]
         for part, *others in zip(*parts, strict=True):
             function(part, scratch[: part.numel()], *others)
     else:
-        function(out, torch.empty_like(out), *(each.detach() for each in tensors))
+        function(out, torch.empty_like(out), *tensors)
     return out

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import resolve_name
 
 from attrain import audit, marks
@@ -23,6 +23,15 @@ from attrain.rules.blocks import blockwise
 
 _SILENT_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _SILENT_FILES = (str(Path(__file__).parent.parent / "credit.py"),)
+
+
+class Action(NamedTuple):
+    """What happens on the way back to one tensor that entered a call."""
+
+    scale: str | None = None  # a parameter: times |w|
+    epsilon: float = 0.0  # the stabiliser that the tensor owes
+    factor: float = 1.0  # share of the credit, for products of activations
+    own: bool = False  # the gradient is nobody else's: it may be changed in place
 
 
 @dataclass
@@ -41,17 +50,10 @@ class Settings:
     warn_once: Callable[[str, str], None]
     adopt: Callable[[Tensor], Mark | None]
     reenter: Callable[..., Any]
+    scaled: Action
+    scaled_own: Action
     calls: int = 0
     last: Tensor | None = field(default=None, repr=False)
-
-
-class Action(NamedTuple):
-    """What happens on the way back to one tensor that entered a call."""
-
-    scale: str | None = None  # a parameter: times |w|
-    epsilon: float = 0.0  # the stabiliser that the tensor owes
-    factor: float = 1.0  # share of the credit, for products of activations
-    own: bool = False  # the gradient is nobody else's: it may be changed in place
 
 
 def stabilise(credit: Tensor, value: Tensor, epsilon: float) -> Tensor:
@@ -79,15 +81,15 @@ def scale_feedback(gradient: Tensor, weight: Tensor, scale: str, own: bool = Fal
             values /= mean_magnitude(weight)
         return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape)
     divisor = mean_magnitude(weight) if scale == "relative" else None
-    if own and gradient.dtype == weight.dtype and not torch.is_grad_enabled():
-        blockwise(_times_magnitude, gradient, weight)
-        return gradient if divisor is None else gradient.div_(divisor)
-    feedback = gradient * weight.abs()
-    return feedback if divisor is None else feedback / divisor
+    if not own or gradient.dtype != weight.dtype or torch.is_grad_enabled():
+        magnitude = weight.abs() if divisor is None else weight.abs() / divisor
+        return gradient * magnitude
 
+    def grade(gradient: Tensor, scratch: Tensor, weight: Tensor) -> None:
+        torch.abs(weight, out=scratch)
+        gradient.mul_(scratch if divisor is None else scratch.div_(divisor))
 
-def _times_magnitude(gradient: Tensor, scratch: Tensor, weight: Tensor) -> None:
-    gradient.mul_(torch.abs(weight, out=scratch))
+    return blockwise(grade, gradient, weight)
 
 
 def mean_magnitude(weight: Tensor) -> Tensor:
@@ -157,6 +159,7 @@ class Call:
         "args",
         "constants",
         "decisions",
+        "entrants",
         "func",
         "kwargs",
         "parameters",
@@ -178,34 +181,43 @@ class Call:
         self.parameters: list[Tensor] = []
         self.decisions: list[Tensor] = []
         self.constants: list[Tensor] = []
-        for value in (*args, *kwargs.values()) if kwargs else args:
+        self.entrants: list[tuple[int | str, Tensor, Mark]] = []
+        place: int | str
+        for place, value in enumerate(args):
             if isinstance(value, Tensor):
-                self._sort(value)
+                self._sort(place, value)
             elif isinstance(value, (list, tuple)):
-                for item in value:
-                    if isinstance(item, Tensor):
-                        self._sort(item)
+                self._sort_all(place, value)
+        for place, value in kwargs.items():
+            if isinstance(value, Tensor):
+                self._sort(place, value)
+            elif isinstance(value, (list, tuple)):
+                self._sort_all(place, value)
 
-    def _sort(self, tensor: Tensor) -> None:
+    def _sort_all(self, place: int | str, values: Sequence[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                self._sort(place, value)
+
+    def _sort(self, place: int | str, tensor: Tensor) -> None:
         mark = marks.get(tensor)
         if not tensor.requires_grad:
             if mark is not None and mark.kind is Kind.DECISION:
                 self.decisions.append(tensor)
             else:
                 self.constants.append(tensor)
-        elif mark is not None:
-            if mark.kind is Kind.PARAMETER:
-                self.parameters.append(tensor)
+            return
+        if mark is None:
+            if isinstance(tensor, nn.Parameter) or id(tensor) in self.settings.parameters:
+                mark = marks.PARAMETER
+            elif tensor.grad_fn is not None:
+                mark = self._adopt(tensor)
             else:
-                self.activations.append(tensor)
-        elif id(tensor) in self.settings.parameters or isinstance(tensor, torch.nn.Parameter):
-            self.parameters.append(tensor)
-        else:
-            if tensor.grad_fn is not None:
-                self._adopt(tensor)
-            self.activations.append(tensor)
+                mark = self.settings.plain
+        (self.parameters if mark.kind is Kind.PARAMETER else self.activations).append(tensor)
+        self.entrants.append((place, tensor, mark))
 
-    def _adopt(self, tensor: Tensor) -> None:
+    def _adopt(self, tensor: Tensor) -> Mark:
         node = tensor.grad_fn
         assert node is not None
         if node.name() in audit.TRANSPARENT and tensor._base is not None:
@@ -222,6 +234,7 @@ class Call:
                 "'native').",
             )
         marks.put(tensor, mark)
+        return mark
 
     def option(self, position: int, *names: str, default: Any) -> Any:
         """Return an argument by position or name."""
@@ -320,60 +333,60 @@ class Call:
         credit, unless their position is in `added`. `in_place`: the first argument is about to be
         overwritten. `owned`: positions whose gradient belongs to nobody else.
         """
-        plan: dict[int, tuple[Tensor, Action]] = {}
-        first = self.args[0] if in_place else None
-        for place, value in (*enumerate(self.args), *self.kwargs.items()):
-            for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+        plan, places, tensors = [], [], []
+        settings = self.settings
+        for place, tensor, mark in self.entrants:
+            if mark.kind is Kind.PARAMETER:
+                action = settings.scaled_own if place in owned else settings.scaled
+            else:
+                if mark.kind is Kind.NORM and not norms:
+                    raise self.refuse(
+                        "a norm, variance or standard deviation of activations is used as an "
+                        "activation, and how credit passes it is not defined",
+                        "Use it to normalise the tensor it was taken from, or detach() it.",
+                    )
+                share = 1.0 if place in added else factor
+                if mark.epsilon == 0.0 and share == 1.0:
                     continue
-                mark = marks.get(tensor)
-                if (mark is not None and mark.kind is Kind.PARAMETER) or (
-                    mark is None and any(tensor is each for each in self.parameters)
-                ):
-                    action = Action(scale=self.settings.scale, own=place in owned)
-                else:
-                    mark = mark or self.settings.plain
-                    if mark.kind is Kind.NORM and not norms:
-                        raise self.refuse(
-                            "a norm, variance or standard deviation of activations is used as an "
-                            "activation, and how credit passes it is not defined",
-                            "Use it to normalise the tensor it was taken from, or detach() it.",
-                        )
-                    action = Action(epsilon=mark.epsilon, factor=1.0 if place in added else factor)
-                    if action.epsilon == 0.0 and action.factor == 1.0:
-                        continue
-                plan[id(tensor)] = (tensor, action)
-        if first is not None and id(first) in plan:
-            tensor, action = plan.pop(id(first))
-            CreditInPlace.apply(action, tensor)
+                action = Action(epsilon=mark.epsilon, factor=share)
+                if in_place and place == 0:
+                    CreditInPlace.apply(action, tensor)
+                    continue
+            plan.append(action)
+            places.append(place)
+            tensors.append(tensor)
         if not plan:
             return
-        entered = Credit.apply(
-            tuple(action for _, action in plan.values()), *(tensor for tensor, _ in plan.values())
-        )
-        self.replace(
-            dict(zip(plan, entered if len(plan) > 1 else (entered,), strict=True)),
-            skip=first,
-        )
+        entered = Credit.apply(tuple(plan), *tensors)
+        self._put_in(places, tensors, entered if len(plan) > 1 else (entered,))
 
-    def replace(self, new: dict[int, Tensor], skip: Tensor | None = None) -> None:
-        """Replace arguments by identity."""
+    def _put_in(self, places: list[int | str], old: list[Tensor], new: Sequence[Tensor]) -> None:
+        """Put `new` where `old` stands among the arguments."""
+        arguments = list(self.args)
+        for place, before, after in zip(places, old, new, strict=True):
+            holder: Any = arguments
+            if isinstance(place, str):
+                holder = self.kwargs = dict(self.kwargs)
+            value = holder[place]  # type: ignore[index]
+            holder[place] = after if value is before else _swapped(value, before, after)  # type: ignore[index]
+        self.args = arguments
 
-        def swap(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value if value is skip else new.get(id(value), value)
-            if isinstance(value, (list, tuple)) and any(id(item) in new for item in value):
-                swapped = [new.get(id(item), item) for item in value]
-                return swapped if isinstance(value, list) else tuple(swapped)
-            return value
-
-        self.args = [swap(value) for value in self.args]
-        if self.kwargs:
-            self.kwargs = {key: swap(value) for key, value in self.kwargs.items()}
+    def replace(self, new: dict[int, Tensor]) -> None:
+        """Replace entrants by identity, before they enter."""
+        for index, (place, tensor, mark) in enumerate(self.entrants):
+            if id(tensor) in new:
+                self._put_in([place], [tensor], [new[id(tensor)]])
+                self.entrants[index] = (place, new[id(tensor)], mark)
+        self.entrants = [each for each in self.entrants if each[1].requires_grad]
 
     def refuse(self, problem: str, remedy: str) -> CreditError:
         """Return the error that names the function, the place in the user's code and the remedy."""
         return CreditError(f"{name_of(self.func)} at {place()}: {problem}. {remedy}")
+
+
+def _swapped(values: Sequence[Any], before: Tensor, after: Tensor) -> Sequence[Any]:
+    swapped = [after if value is before else value for value in values]
+    return swapped if isinstance(values, list) else tuple(swapped)
 
 
 def name_of(func: Callable[..., Any]) -> str:

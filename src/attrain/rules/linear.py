@@ -7,8 +7,9 @@ from torch import Tensor
 from attrain.marks import Kind, Mark
 from attrain.rules.call import Call
 
-# Where a bias sits in the functions that take one: it is added, not multiplied.
-_ADDED = {"linear": (2, "bias"), "addmm": (0, "input"), "bilinear": (3, "bias")}
+# Where linear and convolution layers take their weight and their bias, which is added.
+_WEIGHT = (1, "weight")
+_ADDED_TO_LAYERS = (2, "bias")
 
 
 def weighted(call: Call) -> Any:
@@ -17,45 +18,30 @@ def weighted(call: Call) -> Any:
     A factor that carries credit shares it equally with the other factors that do: two activations
     (attention times value) take half each, the uniform rule of AttnLRP (Achtibat et al. 2024).
     """
-    if call.derived:
+    name = getattr(call.func, "__name__", "")
+    layer = name == "linear" or name.startswith("conv")
+    if not (layer and call.constants) and call.derived:
         return call.mark_derived(call.run())
-    added = _added(call)
-    _check_weights(call, added)
-    factors = sum(
-        1
-        for position, value in (*enumerate(call.args), *call.kwargs.items())
-        if position not in added
-        for tensor in (value if isinstance(value, (list, tuple)) else (value,))
-        if isinstance(tensor, Tensor) and any(tensor is each for each in call.activations)
-    )
-    call.enter(factor=1 / max(factors, 1), added=added, owned=(1, "weight"))
+    added = _ADDED_TO_LAYERS if layer else _added(name)
+    factors = 0
+    for place, tensor, mark in call.entrants:
+        if mark.kind is not Kind.PARAMETER and place not in added:
+            factors += 1
+            if layer and place in _WEIGHT and tensor.is_leaf:
+                raise call.refuse(
+                    f"its weight of shape {tuple(tensor.shape)} is no parameter of the model",
+                    "Hand it to the context as well: attrain.LFP([*model.parameters(), weight]).",
+                )
+    call.enter(factor=1 / max(factors, 1), added=added, owned=_WEIGHT)
     return call.finish(call.run(), call.settings.pending)
 
 
-def _added(call: Call) -> tuple[int | str, ...]:
-    name = getattr(call.func, "__name__", "")
-    if name.startswith("conv"):
-        return (2, "bias")
+def _added(name: str) -> tuple[int | str, ...]:
+    if name == "bilinear":
+        return (3, "bias")
     if name.startswith(("addmm", "addmv", "baddbmm", "addbmm", "addr")):
         return (0, "input", "self")
-    return _ADDED.get(name, ())
-
-
-def _check_weights(call: Call, added: tuple[int | str, ...]) -> None:
-    name = getattr(call.func, "__name__", "")
-    if not (name == "linear" or name.startswith("conv")):
-        return
-    weight = call.args[1] if len(call.args) > 1 else call.kwargs.get("weight")
-    if (
-        isinstance(weight, Tensor)
-        and weight.requires_grad
-        and weight.is_leaf
-        and not any(weight is each for each in call.parameters)
-    ):
-        raise call.refuse(
-            f"its weight of shape {tuple(weight.shape)} is no parameter of the model",
-            "Hand it to the context as well: attrain.LFP([*model.parameters(), weight]).",
-        )
+    return ()
 
 
 def embedded(call: Call) -> Any:

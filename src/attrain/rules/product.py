@@ -257,7 +257,7 @@ def attention(call: Call) -> Any:
         return out
 
     if call.parameters:
-        call.args, call.kwargs = (query, key, value, bias), {}
+        call = Call(call.settings, call.func, (query, key, value, bias), {})
         call.enter()
         query, key, value, bias = call.args
     epsilons = (
