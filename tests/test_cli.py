@@ -1,5 +1,6 @@
 """The command line: what it accepts, what it refuses, and in which words."""
 
+import errno
 import json
 import os
 import re
@@ -131,6 +132,23 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path, told):
     assert status == 1
     assert said.count("\n") == 1 and "a part of the path is a file, not a folder" in said
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_told_and_the_job_can_go_on(tmp_path, told, monkeypatch):
+    real = os.replace
+
+    def replace(source, target):
+        if Path(target).name == "samples.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    status, said = told("compare", *QUICK, "--out", tmp_path / "out")
+    assert status == 1
+    assert "samples.json: the disk is full: free some space" in said.splitlines()[-1]
+    monkeypatch.undo()
+    assert told("compare", *QUICK, "--out", tmp_path / "out", "--resume")[0] == 0
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_resuming_with_other_settings_names_them(job, told):

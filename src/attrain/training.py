@@ -168,7 +168,6 @@ class _Run:
         self.batch_loss = BatchLoss(method, model, self.wrapped)
         self.sharded = config.strategy == "fsdp2" and fabric.world_size > 1
         self.writes = folder is not None and fabric.is_global_zero
-        self.board = self.open_board()
         seed_everything(seed, fabric.global_rank)
 
     def go(self) -> Trained:
@@ -178,6 +177,7 @@ class _Run:
         if self.folder and self.writes:
             # Lines of epochs that came after the checkpoint go: those epochs are run again.
             write_jsonl(self.folder.metrics, self.at.rows)
+        self.board = self.open_board()
         self.began = self.saved = self.told = time.monotonic()
         self.first = self.done
         if self.fabric.device.type == "cuda":
@@ -318,7 +318,15 @@ class _Run:
         return row
 
     def update_density(self) -> float:
-        return update_density(self.model.parameters())
+        if not self.sharded:
+            return update_density(self.model.parameters())
+        gradients = [
+            cast(Any, p.grad).to_local() for p in self.model.parameters() if p.grad is not None
+        ]
+        moved = sum(int(torch.count_nonzero(gradient)) for gradient in gradients)
+        own = sum(gradient.numel() for gradient in gradients)
+        moved_everywhere, count = self.summed([float(moved), float(own)])
+        return moved_everywhere / count
 
     def summed(self, values: list[float]) -> list[float]:
         if self.fabric.world_size == 1:
@@ -476,7 +484,7 @@ class _Run:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.folder.path / "tensorboard"))
+        return SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=self.done or None)
 
 
 # Pieces of the loop -------------------------------------------------------------------------------
@@ -485,11 +493,12 @@ class _Run:
 def batches(count: int, size: int, seed: int, epoch: int, shares: int = 1) -> list[Tensor]:
     """Return the sample indices of each batch of an epoch, in an order fixed by seed and epoch.
 
-    The last batch is what is left; it is cut to a multiple of `shares`, the number of processes
-    that divide it, and left out if it is a single sample (BatchNorm cannot use one).
+    Every batch is cut to a multiple of `shares`, the number of processes that divide it, so that
+    all parts weigh the same. The last batch is what is left, and left out if it is a single sample
+    (BatchNorm cannot use one).
     """
     order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
-    split = list(torch.split(order, size))
+    split = list(torch.split(order, size // shares * shares))
     split[-1] = split[-1][: len(split[-1]) // shares * shares]
     if len(split) > 1 and len(split[-1]) < max(2, shares):
         split.pop()
