@@ -62,7 +62,13 @@ def _forgotten(what: str) -> CreditError:
 def _check_function(name: str) -> None:
     if name == "CompiledFunctionBackward":
         raise _forgotten("a compiled graph")
-    if name not in REGISTERED | TRANSPARENT | {CHECKPOINT, OBJECTIVE}:
+    if name == CHECKPOINT:
+        raise CreditError(
+            "a reentrant checkpoint computes again what it did outside any credit context. Put "
+            "`with credit:` around the checkpoint, not into it, or use "
+            "checkpoint(..., use_reentrant=False)."
+        )
+    if name not in REGISTERED | TRANSPARENT | {OBJECTIVE}:
         raise CreditError(
             f"{name.removesuffix('Backward')} is an autograd.Function that credit has no rule "
             "for. If its backward already hands on credit per unit of activation, "

@@ -106,7 +106,7 @@ class LFP:
     def _prepare(self) -> None:
         self._warned: set[str] = set()
         self._audited = -1
-        self._audited_parts: set[int] = set()
+        self._audited_parts: set[tuple[int, str]] = set()
         self._entered = _Entered()
         self._settings = Settings(
             epsilon=self.epsilon,
@@ -244,9 +244,11 @@ class LFP:
 
     def _audit_part(self, out: Tensor) -> None:
         """Audit what reentrant checkpointing computed again: the first pass left no graph."""
-        if self._settings.calls not in self._audited_parts:
+        assert out.grad_fn is not None
+        part = (self._settings.calls, out.grad_fn.name())
+        if part not in self._audited_parts:
             audit.check(out)
-            self._audited_parts.add(self._settings.calls)
+            self._audited_parts.add(part)
 
 
 class _Mode(TorchFunctionMode):
@@ -383,7 +385,10 @@ class _Recomputation:
         return tuple(map(self._settled, out)) if isinstance(out, tuple) else self._settled(out)
 
     def _settled(self, out: Any) -> Any:
-        mark = marks.get(out) if isinstance(out, Tensor) and out.requires_grad else None
+        if not isinstance(out, Tensor) or out.grad_fn is None:
+            return out
+        self.credit._audit_part(out)
+        mark = marks.get(out)
         if mark is None:
             return out
         if mark.kind is Kind.PARAMETER:
@@ -391,7 +396,6 @@ class _Recomputation:
                 "a reentrant checkpoint computes a weight from parameters alone, and the outside "
                 "cannot tell it from an activation. Use checkpoint(..., use_reentrant=False)."
             )
-        self.credit._audit_part(out)
         return Credit.apply((Action(epsilon=mark.epsilon),), out) if mark.epsilon else out
 
 
