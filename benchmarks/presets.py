@@ -19,6 +19,7 @@ import torch
 
 from attrain.config import TrainingConfig
 from attrain.data import load
+from attrain.errors import AttrainError
 from attrain.methods import METHODS, Method
 from attrain.models import build
 from attrain.pruning import curve
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.1])
     parser.add_argument("--weight-decays", type=float, nargs="+", default=[0.0])
     parser.add_argument("--l1", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--optimizer", choices=["sgd", "adam", "adamw"], default="sgd")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -55,8 +57,9 @@ def main() -> None:
     data = dataclasses.replace(data, test=data.validation)
     y = data.test.tensors[1]
     config = TrainingConfig(
-        epochs=arguments.epochs, batch_size=arguments.batch_size, threads=1, device="cpu"
-    )
+        epochs=arguments.epochs, batch_size=arguments.batch_size, optimizer=arguments.optimizer,
+        threads=1, device="cpu",
+    )  # fmt: skip
 
     def accuracy(model: torch.nn.Module) -> float:
         return float((predict(model, data.test).argmax(1) == y).double().mean())
@@ -67,8 +70,10 @@ def main() -> None:
     ):
         model = build(arguments.model, data.input_shape, data.num_classes, seed=seed)
         try:
-            train(model, data, candidate(arguments.scale, rate, decay, l1), config, seed=seed)
-        except Exception as error:
+            method = candidate(arguments.scale, rate, decay, l1)
+            given = dataclasses.replace(config, learning_rate=rate, weight_decay=decay)
+            train(model, data, method, given, seed=seed)
+        except AttrainError as error:
             print(f"rate {rate:g} decay {decay:g} l1 {l1:g} seed {seed}: {error}", flush=True)
             continue
         kept = curve(model, accuracy, REMOVED)["accuracy"]

@@ -446,6 +446,25 @@ def test_what_is_written_by_hand_equals_the_layer(by_hand: str, layer: Any) -> N
         assert close(found, wanted, 1e-5)
 
 
+def test_every_activation_of_transformers_is_right() -> None:
+    from transformers.activations import ACT2FN
+
+    z = torch.tensor([-3.1, -1.2, -0.4, -0.05, 0.03, 0.5, 1.7, 4.2], dtype=torch.float64)
+    for name in ACT2FN:
+        phi = ACT2FN[name]
+        if isinstance(phi, nn.Module):
+            phi = phi.double()
+        weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        with attrain.LFP([weight, *getattr(phi, "parameters", list)()]):
+            before = z * weight
+            before.retain_grad()
+            after = phi(before)
+        after.backward(torch.ones_like(after))
+        slope = after.detach() / (z + 1e-6 * z.sign())
+        # One stabiliser more or less is all that may differ, where a function is linear in parts.
+        assert torch.allclose(before.grad, slope, rtol=1e-4, atol=1e-9), name
+
+
 def _rms(by_hand: Any) -> nn.Module:
     layer = nn.RMSNorm(len(by_hand.weight), eps=1e-6)
     layer.weight = by_hand.weight

@@ -26,11 +26,12 @@ class Mark:
     `epsilon` is the stabiliser (equation 6) of the linear map that made the tensor; the
     consumer applies it, because an activation that follows brings its own. `root` is the tensor
     that this one is an elementwise (or, for statistics, reduced) function of; None is itself;
-    `copy` says that the function is a cast or a multiple. `source` is what a comparison compared.
+    `copy` says that the function is a cast or a multiple, `curved` that it is no linear one.
+    `source` is what a comparison compared.
     `audit` checks the graph behind the tensor once, when a reward is attached to it.
     """
 
-    __slots__ = ("_root", "audit", "copy", "epsilon", "kind", "source")
+    __slots__ = ("_root", "audit", "copy", "curved", "epsilon", "kind", "source")
 
     def __init__(
         self,
@@ -40,12 +41,14 @@ class Mark:
         audit: Callable[[Tensor], None] | None = None,
         source: Tensor | None = None,
         copy: bool = False,
+        curved: bool = False,
     ) -> None:
         self.kind = kind
         self.epsilon = epsilon
         self.audit = audit
         self.source = source
         self.copy = copy
+        self.curved = curved
         self._root = None if root is None else weakref.ref(root)
 
     def root(self, tensor: Tensor) -> Tensor | None:

@@ -103,7 +103,7 @@ def relu(call: Call, *, in_place: bool = False) -> Any:
     in_place = in_place or bool(call.option(1, "inplace", default=False))
     epsilon = call.mark(z).epsilon
     out = call.run() if epsilon == 0.0 else SecantReLU.apply(z, epsilon, in_place)
-    return call.finish(out, None if in_place or root is None else call.related(root))
+    return call.finish(out, None if in_place or root is None else call.related(root, curved=True))
 
 
 def homogeneous(call: Call, *, in_place: bool = False) -> Any:
@@ -149,7 +149,7 @@ def nonlinear(call: Call, *, in_place: bool = False, keeps_sign: bool = True) ->
         value = call.run()
         slope = _slope(call, value, z, epsilon)
     out = Secant.apply(z, value, slope)
-    return call.finish(out, None if root is None else call.related(root, kind=kind))
+    return call.finish(out, None if root is None else call.related(root, kind=kind, curved=True))
 
 
 def _slope(call: Call, value: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -185,7 +185,7 @@ def _kind_after(call: Call, kind: Kind) -> Kind:
 def whole(call: Call, root: Tensor, value: Tensor) -> Any:
     """`value` as one nonlinear function of `root`: an activation written out by hand."""
     slope = _slope(call, value, root.detach(), call.settings.epsilon)
-    return call.finish(Secant.apply(root, value, slope), call.related(root))
+    return call.finish(Secant.apply(root, value, slope), call.related(root, curved=True))
 
 
 class PReLU(torch.autograd.Function):
@@ -268,7 +268,8 @@ def step(call: Call) -> Any:
     if source is None or len(call.decisions) > 1:
         raise refuse_decision(call)
     slope = _slope(call, value, source.detach(), call.settings.epsilon)
-    return call.finish(Secant.apply(source, value, slope), call.related(call.root(source)))
+    mark = call.related(call.root(source), curved=True)
+    return call.finish(Secant.apply(source, value, slope), mark)
 
 
 def refuse_decision(call: Call) -> Exception:

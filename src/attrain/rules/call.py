@@ -313,10 +313,11 @@ class Call:
         kind: Kind = Kind.ACTIVATION,
         pending: bool = False,
         copy: bool = False,
+        curved: bool = False,
     ) -> Mark:
         """Return a mark for a result that is a function of `root`."""
         pattern = self.settings.pending if pending else self.settings.plain
-        return Mark(kind, pattern.epsilon, root, pattern.audit, copy=copy)
+        return Mark(kind, pattern.epsilon, root, pattern.audit, copy=copy, curved=curved)
 
     def enter(
         self,
@@ -367,8 +368,8 @@ class Call:
             holder: Any = arguments
             if isinstance(place, str):
                 holder = self.kwargs = dict(self.kwargs)
-            value = holder[place]  # type: ignore[index]
-            holder[place] = after if value is before else _swapped(value, before, after)  # type: ignore[index]
+            value = holder[place]
+            holder[place] = after if value is before else _swapped(value, before, after)
         self.args = arguments
 
     def replace(self, new: dict[int, Tensor]) -> None:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attrain.marks import Kind, Mark
+from attrain.rules.activation import step, whole
 from attrain.rules.call import Call
 
 # Where linear and convolution layers take their weight and their bias, which is added.
@@ -54,9 +56,27 @@ def summed(call: Call, *, in_place: bool = False) -> Any:
     """Sums, and means over some axes: each branch receives the credit unchanged (equation 11)."""
     if call.derived:
         return call.mark_derived(call.run())
+    root = _curve_that_is_moved(call)
+    if root is not None and not in_place:
+        with torch.no_grad():
+            value = call.run()
+        return whole(call, root, value)
     mark = _mark_of_sum(call)
     call.enter(in_place=in_place)
     return call.finish(call.run(), call.settings.pending if in_place else mark)
+
+
+def _curve_that_is_moved(call: Call) -> Tensor | None:
+    """Return z where the sum is phi(z) + a number: part of an activation written out by hand.
+
+    In 1 + tanh(z), the 1 is no neuron that could be rewarded.
+    """
+    if len(call.activations) != 1 or call.parameters or any(c.ndim for c in call.constants):
+        return None
+    mark = call.mark(call.activations[0])
+    if not mark.curved or mark.kind is not Kind.ACTIVATION:
+        return None
+    return mark.root(call.activations[0])
 
 
 def _mark_of_sum(call: Call) -> Mark:
@@ -78,9 +98,9 @@ def _mark_of_sum(call: Call) -> Mark:
         kind = Kind.CENTRED
     else:
         return call.settings.pending
-    if len(call.activations) == 1 and kind is Kind.NORM:
-        return call.related(roots[0], kind=kind)
-    return call.related(roots[0], kind=kind, pending=True)
+    curved = any(call.mark(each).curved for each in call.activations)
+    pending = kind is not Kind.NORM
+    return call.related(roots[0], kind=kind, pending=pending, curved=curved)
 
 
 def reduced(call: Call) -> Any:
@@ -154,8 +174,6 @@ def cast(call: Call) -> Any:
     A comparison that becomes a number is a step activation: its reward goes to what was compared.
     """
     if call.decisions and not call.activations:
-        from attrain.rules.activation import step
-
         return step(call)
     if not call.activations:
         return call.mark_derived(call.run()) if call.parameters else call.run()
@@ -170,7 +188,11 @@ def cast(call: Call) -> Any:
     return call.finish(
         out,
         call.related(
-            root, kind=mark.kind, pending=bool(mark.epsilon), copy=mark.copy or root is source
+            root,
+            kind=mark.kind,
+            pending=bool(mark.epsilon),
+            copy=mark.copy or root is source,
+            curved=mark.curved,
         ),
     )
 

@@ -41,7 +41,12 @@ def _scaled(call: Call, in_place: bool) -> Any:
         known = call.mark(z)
         root = known.root(z)
         if root is not None:
-            mark = call.related(root, kind=known.kind, copy=known.copy or root is z)
+            mark = call.related(
+                root,
+                kind=known.kind,
+                copy=known.copy or root is z,
+                curved=known.curved,
+            )
     call.enter(in_place=in_place, norms=True)
     return call.finish(call.run(), mark)
 
