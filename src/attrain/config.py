@@ -43,7 +43,7 @@ class TrainingConfig:
     momentum: float | None = None
     """Momentum of sgd. None: the method's own."""
     weight_decay: float | None = None
-    """Weight decay of the optimizer. None: the method's own."""
+    """Weight decay of the weights; biases and normalisations have none. None: the method's own."""
     schedule: Schedule = "onecycle"
     """Course of the learning rate: warm-up and cosine, cosine alone, or constant."""
     clip_norm: float = 3.0

@@ -556,11 +556,18 @@ def make_optimizer(model: nn.Module, method: Method, config: TrainingConfig) -> 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("the model has no parameter that requires grad: nothing can be trained.")
+    # As usual, biases and the scales of normalisations are not decayed.
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [
+        {"params": chosen, "weight_decay": share}
+        for chosen, share in ((weights, decay), (others, 0.0))
+        if chosen
+    ]
     if config.optimizer == "sgd":
-        momentum = momentum_of(method, config)
-        return SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay)
+        return SGD(groups, lr=rate, momentum=momentum_of(method, config))
     kind = Adam if config.optimizer == "adam" else AdamW
-    return kind(parameters, lr=rate, weight_decay=decay)
+    return kind(groups, lr=rate)
 
 
 def threads_of(config: TrainingConfig, model: nn.Module) -> int:
