@@ -242,6 +242,10 @@ class Call:
             return self.args[position]
         return next((self.kwargs[name] for name in names if name in self.kwargs), default)
 
+    def named(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments by name; `names` are those of the positions."""
+        return dict(zip(names, self.args, strict=False)) | self.kwargs
+
     @property
     def data(self) -> bool:
         """Whether a constant that is neither a buffer nor a single number takes part.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attrain.rules.activation import Secant
@@ -60,7 +61,7 @@ class BatchNorm(torch.autograd.Function):
             variance = variance.pow(-2).sub_(ctx.eps)
         needs = ctx.needs_input_grad
         credit_x, *gradients = torch.ops.aten.native_batch_norm_backward(
-            credit.contiguous(), x, weight, mean, variance, None, None, False, ctx.eps, needs[:3]
+            credit, x, weight, mean, variance, None, None, False, ctx.eps, needs[:3]
         )
         settled = _finish(ctx, credit_x if needs[0] else None, x, (weight, bias), tuple(gradients))
         return *settled, None, None, None, None, None, None
@@ -142,34 +143,28 @@ class Standardise(torch.autograd.Function):
         return *settled, *(None,) * 6
 
 
+def _names_of_statistics(call: Call, switch: str) -> tuple[str, ...]:
+    """Return the positions' names: torch.nn.functional takes the statistics before the weights."""
+    running, affine = ("running_mean", "running_var"), ("weight", "bias")
+    if getattr(call.func, "__module__", "") == "torch.nn.functional":
+        return ("input", *running, *affine, switch, "momentum", "eps")
+    return ("input", *affine, *running, switch, "momentum", "eps")
+
+
 def _owed(call: Call, x: Tensor) -> float:
     return call.mark(x).epsilon if x.requires_grad else 0.0
 
 
 def batch_norm(call: Call) -> Any:
     """Batch normalisation by equations 9 and 10, or "through" the statistics of the batch."""
-    if not call.carries:
-        return call.run()
     if call.settings.batch_norm == "through":
         call.enter()
         return call.finish(call.run(), call.settings.pending)
-    names = (
-        "input",
-        "running_mean",
-        "running_var",
-        "weight",
-        "bias",
-        "training",
-        "momentum",
-        "eps",
-    )
-    if getattr(call.func, "__module__", "") != "torch.nn.functional":
-        names = ("input", "weight", "bias", "running_mean", "running_var", *names[5:])
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    given = call.named(_names_of_statistics(call, "training"))
     x = given["input"]
     training = bool(given.get("training", False))
-    if training and x.numel() == x.shape[1]:
-        return call.run()  # torch's own error: one value per channel
+    if training and call.func is F.batch_norm and x.numel() == x.shape[1]:
+        return call.run()  # raises torch's own error: one value per channel
     out = BatchNorm.apply(
         x,
         given.get("weight"),
@@ -186,10 +181,7 @@ def batch_norm(call: Call) -> Any:
 
 def layer_norm(call: Call) -> Any:
     """Layer normalisation with constant statistics."""
-    if not call.carries:
-        return call.run()
-    names = ("input", "normalized_shape", "weight", "bias", "eps")
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    given = call.named(("input", "normalized_shape", "weight", "bias", "eps"))
     x, shape = given["input"], list(given["normalized_shape"])
     weight, bias, eps = given.get("weight"), given.get("bias"), given.get("eps", 1e-5)
     if torch.is_autocast_enabled(x.device.type):
@@ -201,10 +193,7 @@ def layer_norm(call: Call) -> Any:
 
 def group_norm(call: Call) -> Any:
     """Group normalisation with constant statistics."""
-    if not call.carries:
-        return call.run()
-    names = ("input", "num_groups", "weight", "bias", "eps")
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    given = call.named(("input", "num_groups", "weight", "bias", "eps"))
     x, groups, eps = given["input"], given["num_groups"], given.get("eps", 1e-5)
     with torch.no_grad():
         grouped = x.reshape(x.shape[0], groups, -1)
@@ -219,13 +208,7 @@ def group_norm(call: Call) -> Any:
 
 def instance_norm(call: Call) -> Any:
     """Instance normalisation with constant statistics."""
-    if not call.carries:
-        return call.run()
-    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats",
-             "momentum", "eps")  # fmt: skip
-    if getattr(call.func, "__module__", "") != "torch.nn.functional":
-        names = ("input", "weight", "bias", "running_mean", "running_var", *names[5:])
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    given = call.named(_names_of_statistics(call, "use_input_stats"))
     x, eps = given["input"], given.get("eps", 1e-5)
     shape = _per_channel(x)
     if given.get("use_input_stats", True):
@@ -240,10 +223,7 @@ def instance_norm(call: Call) -> Any:
 
 def rms_norm(call: Call) -> Any:
     """Root mean square normalisation with a constant root mean square."""
-    if not call.carries:
-        return call.run()
-    names = ("input", "normalized_shape", "weight", "eps")
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    given = call.named(("input", "normalized_shape", "weight", "eps"))
     x, shape, eps = given["input"], tuple(given["normalized_shape"]), given.get("eps")
     with torch.no_grad():
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

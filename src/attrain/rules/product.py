@@ -241,10 +241,8 @@ def _attend(
 
 def attention(call: Call) -> Any:
     """`scaled_dot_product_attention`, unfused on the way back (memory T^2 there)."""
-    if not call.carries:
-        return call.run()
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    arguments = dict(zip(names, call.args, strict=False)) | call.kwargs
+    arguments = call.named(names)
     query, key, value = (arguments[name] for name in names[:3])
     bias = arguments.get("attn_mask")
     options = {
