@@ -633,6 +633,19 @@ def test_a_registered_function_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         rules.register(3, "sum")
 
 
+def test_a_rule_that_scales_and_calls_the_result_a_weight_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def careless(call: Any) -> Any:
+        call.enter()
+        return call.mark_derived(call.run())
+
+    monkeypatch.setitem(REGISTRY, torch.logcumsumexp, careless)
+    weight = nn.Parameter(torch.randn(3, 3))
+    with pytest.raises(CreditError, match="scaled twice on one path"), attrain.LFP([weight]):
+        F.linear(torch.randn(2, 3), torch.logcumsumexp(weight, 1))
+
+
 def test_a_registered_autograd_function_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     from zoo import Doubled
 

@@ -366,6 +366,25 @@ def handwritten_layer_norm() -> Case:
 
 
 @case
+def handwritten_layer_norm_by_variance() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.a(x)
+        centred = x - x.mean(-1, keepdim=True)
+        return self.b(centred / (x.var(-1, keepdim=True) + 1e-6).sqrt())
+
+    return Case(Forward(forward, a=nn.Linear(6, 8), b=nn.Linear(8, 3)), (torch.randn(4, 6),))
+
+
+@case
+def norm_as_an_activation() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(self.a(x).norm(dim=-1, keepdim=True))
+
+    parts = {"a": nn.Linear(6, 8), "b": nn.Linear(1, 3)}
+    return Case(Forward(forward, **parts), (torch.randn(4, 6),), refused="a norm, variance")
+
+
+@case
 def handwritten_gelu() -> Case:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = self.a(x)

@@ -62,7 +62,7 @@ def summed(call: Call, *, in_place: bool = False) -> Any:
             value = call.run()
         return whole(call, root, value)
     mark = _mark_of_sum(call)
-    call.enter(in_place=in_place)
+    call.enter(in_place=in_place, norms=mark.kind is Kind.NORM)
     return call.finish(call.run(), call.settings.pending if in_place else mark)
 
 

@@ -137,8 +137,10 @@ _put(
     activation.compared,
     "gt ge lt le eq ne greater greater_equal less less_equal not_equal isclose isnan isinf "
     "isfinite isposinf isneginf signbit logical_and logical_or logical_not logical_xor and or "
-    "invert xor bool bitwise_and bitwise_or bitwise_not bitwise_xor all any rand ror rxor",
+    "invert xor bool bitwise_and bitwise_or bitwise_not bitwise_xor all any",
 )
+for _name in ("__rand__", "__ror__", "__rxor__"):
+    _put_exact(activation.compared, _name)
 _put(norm.batch_norm, "batch_norm")
 _put(norm.layer_norm, "layer_norm")
 _put(norm.group_norm, "group_norm")
