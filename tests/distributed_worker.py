@@ -41,7 +41,7 @@ class Spare(nn.Module):
         self.spare = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.used(x)  # type: ignore[no-any-return]
+        return self.used(x)
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -62,7 +62,7 @@ def fsdp(nested: bool = True, **options: Any) -> Callable[[nn.Module], nn.Module
         if nested:
             for _, _, block in blocks(model):
                 fully_shard(block, mesh=mesh, **options)
-        return fully_shard(model, mesh=mesh, **options)  # type: ignore[no-any-return]
+        return fully_shard(model, mesh=mesh, **options)
 
     return shard
 
@@ -129,7 +129,7 @@ def last_only(model: nn.Module, last: bool) -> contextlib.AbstractContextManager
     if hasattr(model, "set_requires_gradient_sync"):
         model.set_requires_gradient_sync(last)
     elif not last:
-        return model.no_sync()  # type: ignore[no-any-return]
+        return model.no_sync()
     return contextlib.nullcontext()
 
 
@@ -139,7 +139,7 @@ def train(case: Case, rank: int) -> dict[str, Tensor]:
     model = build(case.model, dtype)
     training = model.training
     model = WRAPS[case.wrap](model).train(training)
-    credit = attrain.LFP(model, epsilon=case.epsilon, scale=case.scale)  # type: ignore[arg-type]
+    credit = attrain.LFP(model, epsilon=case.epsilon, scale=case.scale)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     found = {}
     for step in range(STEPS):

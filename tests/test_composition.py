@@ -436,7 +436,7 @@ def wrapped(*reentrant: bool, **options: Any) -> Callable[[Callable[..., Tensor]
     inner = wrapped(*reentrant[1:])
 
     def run(part: Callable[..., Tensor], h: Tensor) -> Tensor:
-        return checkpointing.checkpoint(  # type: ignore[no-any-return]
+        return checkpointing.checkpoint(
             lambda t: inner(part, t), h, use_reentrant=reentrant[0], **options
         )
 
@@ -449,7 +449,7 @@ def sequential(reentrant: bool) -> Callable[[Callable[..., Tensor], Tensor], Ten
     def run(part: Any, h: Tensor) -> Tensor:
         functions = [*part] if isinstance(part, nn.Sequential) else [part]
         functions += [nn.Identity()]
-        return checkpointing.checkpoint_sequential(  # type: ignore[no-any-return]
+        return checkpointing.checkpoint_sequential(
             functions, min(3, len(functions)), h, use_reentrant=reentrant
         )
 
@@ -551,9 +551,7 @@ def test_weights_that_enter_a_checkpoint_as_arguments(reentrant: bool) -> None:
         rewards.softmax(out, y).backward()
         return {name: weight.grad for name, weight in weights.items()}
 
-    found = grads(
-        lambda f, *args: checkpointing.checkpoint(f, *args, use_reentrant=reentrant)
-    )
+    found = grads(lambda f, *args: checkpointing.checkpoint(f, *args, use_reentrant=reentrant))
     assert_close(found, grads(lambda f, *args: f(*args)), 1e-13)
 
 
@@ -565,6 +563,29 @@ def test_a_weight_computed_by_a_reentrant_checkpoint_is_refused() -> None:
         out = F.linear(x.flatten(1), w)
     with pytest.raises(CreditError, match="use_reentrant=False"):
         rewards.softmax(out, y).backward()
+
+
+@pytest.mark.parametrize(("reentrant", "tolerance"), [(False, 1e-13), (True, 1e-5)])
+def test_an_activation_written_by_hand_in_a_checkpoint(reentrant: bool, tolerance: float) -> None:
+    """Its input is a function of a tensor that is gone when it is computed again."""
+
+    class Net(nn.Module):
+        def __init__(self, run: Callable[[Callable[..., Tensor], Tensor], Tensor]) -> None:
+            super().__init__()
+            self.first, self.last, self.run = nn.Linear(192, 8), nn.Linear(8, 4), run
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.first(x.flatten(1))
+            h = F.gelu(z)
+            return self.last(self.run(lambda h: 0.5 * h * torch.tanh(h), h))
+
+    def grads(run: Any) -> dict[str, Tensor | None]:
+        torch.manual_seed(0)
+        model = Net(run).double()
+        x, y = batch(0, dtype=torch.float64)
+        return feedback(model, attrain.LFP(model), x, y)
+
+    assert_close(grads(wrapped(reentrant)), grads(wrapped()), tolerance)
 
 
 class Negated(torch.autograd.Function):
@@ -829,9 +850,7 @@ def test_models_compiled_in_place(name: str, compiler: Any) -> None:
 
 @pytest.mark.parametrize("backward", ["inside", "outside"])
 @each_model
-def test_a_compiled_function_may_hold_the_context(
-    name: str, backward: str, compiler: Any
-) -> None:
+def test_a_compiled_function_may_hold_the_context(name: str, backward: str, compiler: Any) -> None:
     model = build(name)
     credit = attrain.LFP(model)
     x, y = batch(0)
@@ -917,9 +936,7 @@ def test_checkpoints_in_a_compiled_function(compiler: Any) -> None:
     @torch.compile(backend="aot_eager")
     def step(x: Tensor) -> Tensor:
         with credit:
-            return checkpointing.checkpoint(  # type: ignore[no-any-return]
-                model[2:], model[:2](x), use_reentrant=False
-            )
+            return checkpointing.checkpoint(model[2:], model[:2](x), use_reentrant=False)
 
     rewards.softmax(step(x), y).backward()
     assert_close(gradients(model), wanted, 1e-13)
@@ -1041,7 +1058,7 @@ def test_lightning(name: str, parts: int, tmp_path: Path) -> None:
         import lightning
         from lightning.pytorch import callbacks
 
-    class Toy(lightning.LightningModule):  # type: ignore[misc]
+    class Toy(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.save_hyperparameters()
@@ -1050,7 +1067,7 @@ def test_lightning(name: str, parts: int, tmp_path: Path) -> None:
             self.losses: list[float] = []
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)  # type: ignore[no-any-return]
+            return self.net(x)
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
             x, y = batch
@@ -1157,7 +1174,7 @@ def test_hugging_face_trainer(name: str, tmp_path: Path) -> None:
 def test_hugging_face_trainer_with_a_hugging_face_model(tmp_path: Path, checkpoints: bool) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
-    class Bert(BertForSequenceClassification):  # type: ignore[misc]
+    class Bert(BertForSequenceClassification):
         def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
             with self.credit:
                 logits = super().forward(input_ids).logits
@@ -1284,7 +1301,7 @@ def test_exceptions_leave_nothing_behind(name: str) -> None:
             if calls:
                 misuse()
             calls.append(1)
-            return model(x)  # type: ignore[no-any-return]
+            return model(x)
 
         calls: list[int] = []
         out = checkpointing.checkpoint(run, x.clone().requires_grad_(), use_reentrant=True)
@@ -1339,13 +1356,28 @@ def test_one_context_in_other_threads_one_after_the_other() -> None:
     wanted = feedback(model, credit, x, y)
     for _ in range(3):
         found: list[dict[str, Tensor | None]] = []
-        thread = threading.Thread(
-            target=lambda f=found: f.append(feedback(model, credit, x, y))  # type: ignore[misc]
-        )
+        thread = threading.Thread(target=lambda f=found: f.append(feedback(model, credit, x, y)))
         thread.start()
         thread.join()
         assert_close(found[0], wanted, 0.0)
     assert_close(feedback(model, credit, x, y), wanted, 0.0)
+
+
+@pytest.mark.parametrize("how", ["reentrant", "non-reentrant", "non-reentrant around reentrant"])
+def test_a_backward_pass_in_another_thread(how: str) -> None:
+    """An accelerator's backward pass runs, and computes checkpoints again, in its own thread."""
+    model = deep(RUNS[how], torch.float64)
+    x, y = batch(0, dtype=torch.float64)
+    torch.manual_seed(2)
+    wanted = feedback(model, attrain.LFP(model), x, y)
+    model.zero_grad()
+    torch.manual_seed(2)
+    with attrain.LFP(model):
+        out = model(x)
+        thread = threading.Thread(target=rewards.softmax(out, y).backward)
+        thread.start()
+        thread.join()
+    assert_close(gradients(model), wanted, 0.0)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own contexts", "one context"])
@@ -1454,9 +1486,7 @@ def test_functional_call_with_other_tensors() -> None:
     credit = attrain.LFP(model)
     x, y = batch(0)
     wanted = feedback(model, credit, x, y)
-    others = {
-        name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()
-    }
+    others = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     with pytest.raises(CreditError, match=r"attrain\.LFP\(\[\*model\.parameters\(\), weight\]\)"):
         with credit:
             torch.func.functional_call(model, others, (x,))
@@ -1485,9 +1515,7 @@ def test_tensors_as_parameters(epsilon: float) -> None:
 @each_epsilon
 @each_model
 @pytest.mark.parametrize("offset", range(3))
-def test_frozen_parameters_pass_credit_and_get_none(
-    name: str, epsilon: float, offset: int
-) -> None:
+def test_frozen_parameters_pass_credit_and_get_none(name: str, epsilon: float, offset: int) -> None:
     model = build(name, torch.float64)
     x, y = batch(0, dtype=torch.float64)
     wanted = feedback(model, attrain.LFP(model, epsilon=epsilon), x, y)
@@ -1514,7 +1542,7 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
             return F.linear(x, self.weight(), self.frozen.bias)
-        return self.frozen(x) + x @ self.a.T @ self.b.T  # type: ignore[no-any-return]
+        return self.frozen(x) + x @ self.a.T @ self.b.T
 
     def weight(self) -> Tensor:
         return self.frozen.weight + self.b @ self.a

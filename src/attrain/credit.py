@@ -379,8 +379,17 @@ class _Recomputation:
 
     def _under_rules(self, *args: Any) -> Any:
         for index, mark, root in self.known:
-            copy = None if root is None else args[root]
-            marks.put(args[index], Mark(mark.kind, mark.epsilon, copy, mark.audit, copy=mark.copy))
+            new = Mark(mark.kind, mark.epsilon, audit=mark.audit)
+            if root is not None:
+                new = Mark(
+                    mark.kind,
+                    mark.epsilon,
+                    args[root],
+                    mark.audit,
+                    copy=mark.copy,
+                    curved=mark.curved,
+                )
+            marks.put(args[index], new)
         out = self.function(*args)
         return tuple(map(self._settled, out)) if isinstance(out, tuple) else self._settled(out)
 
@@ -423,16 +432,27 @@ def _framed(frame: Any, *args: Any) -> None:
     """Remember what the inputs of a non-reentrant checkpoint stand for."""
     mode = _active_mode()
     if mode is not None:
-        known = [marks.get(value) if isinstance(value, Tensor) else None for value in args]
+        known = [_known(value) if isinstance(value, Tensor) else None for value in args]
         frame.recompute_fn = partial(mode.credit._again, _marked, frame.recompute_fn, known)
     _native_frame(frame, *args)
 
 
-def _marked(function: Callable[..., Any], known: list[Mark | None], *args: Any) -> Any:
+def _known(tensor: Tensor) -> tuple[Mark, Tensor | None] | None:
+    """Return a mark and what it is a function of, kept so that the second time is as the first."""
+    mark = marks.get(tensor)
+    if mark is None:
+        return None
+    root = mark.root(tensor)
+    return mark, None if root is tensor else root
+
+
+def _marked(
+    function: Callable[..., Any], known: list[tuple[Mark, Tensor | None] | None], *args: Any
+) -> Any:
     """Call `function` on inputs that may have lost their marks in another checkpoint."""
-    for value, mark in zip(args, known, strict=True):
-        if mark is not None and marks.get(value) is None:
-            marks.put(value, mark)
+    for value, before in zip(args, known, strict=True):
+        if before is not None and marks.get(value) is None:
+            marks.put(value, before[0])
     return function(*args)
 
 
