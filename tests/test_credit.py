@@ -692,3 +692,21 @@ def test_no_tensor_is_kept_after_the_context() -> None:
         del out
         counts.append(count())
     assert counts[-1] <= counts[0]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_credit_does_not_depend_on_what_the_caller_keeps(kept: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 4).double(), torch.randn(5, 4).double()
+    with attrain.LFP(layer):
+        z = layer(x)
+        a = F.gelu(z)
+        moved = 1 + torch.tanh(layer(x))
+        if not kept:
+            del z
+        out = a * (1 + torch.tanh(a)) + moved
+    out.sum().backward()
+    with torch.no_grad():
+        z = layer(x)
+        slope = (F.gelu(z) * (1 + torch.tanh(F.gelu(z))) + 1 + torch.tanh(z)) / z
+    assert close(layer.weight.grad, layer.weight.detach().abs() * (slope.T @ x), 1e-4)

@@ -24,7 +24,15 @@ from attrain.errors import AttrainError, InputError
 from attrain.methods import find
 from attrain.metrics.cost import saved_for_backward, training_bytes
 from attrain.runs import load_checkpoint, save_checkpoint
-from attrain.training import batches, evaluate, learning_rate, make_fabric, predict, train
+from attrain.training import (
+    batches,
+    evaluate,
+    learning_rate,
+    make_fabric,
+    momentum,
+    predict,
+    train,
+)
 
 
 def plain_model(seed: int = 0) -> nn.Module:
@@ -52,7 +60,7 @@ def written_out(config: TrainingConfig, seed: int = 0, l1: float = 0.0) -> dict:
     per_epoch = [batches(len(data.train), config.batch_size, seed, e) for e in range(config.epochs)]
     steps = sum(map(len, per_epoch))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=steps, cycle_momentum=False
+        optimizer, config.learning_rate, total_steps=steps
     )
     x, y = data.train.tensors
     for index in [batch for epoch in per_epoch for batch in epoch]:
@@ -158,16 +166,22 @@ def test_a_lone_last_sample_is_left_out_unless_it_is_all_there_is():
 
 @pytest.mark.parametrize("steps", [4, 10, 97])
 def test_onecycle_is_that_of_torch(steps):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.3, total_steps=steps, cycle_momentum=False
-    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=steps)
     for step in range(steps):
-        expected = optimizer.param_groups[0]["lr"]
-        assert math.isclose(learning_rate(step, steps, 0.3, "onecycle"), expected, rel_tol=1e-9)
+        expected = optimizer.param_groups[0]
+        rate = learning_rate(step, steps, 0.3, "onecycle")
+        assert math.isclose(rate, expected["lr"], rel_tol=1e-9)
+        swung = momentum(step, steps, 0.9, "onecycle")
+        assert math.isclose(swung, expected["momentum"], rel_tol=1e-9)
         optimizer.step()
         if step < steps - 1:
             scheduler.step()
+
+
+def test_other_schedules_and_no_momentum_do_not_swing():
+    assert momentum(3, 10, 0.9, "cosine") == momentum(3, 10, 0.9, "constant") == 0.9
+    assert momentum(3, 10, 0.0, "onecycle") == 0.0
 
 
 def test_cosine_falls_and_constant_stays():

@@ -45,7 +45,8 @@ class TrainingConfig:
     weight_decay: float | None = None
     """Weight decay of the weights; biases and normalisations have none. None: the method's own."""
     schedule: Schedule = "onecycle"
-    """Course of the learning rate: warm-up and cosine, cosine alone, or constant."""
+    """Course of the learning rate: warm-up and cosine (the momentum of sgd swings against it),
+    cosine alone, or constant."""
     clip_norm: float = 3.0
     """Largest norm of the whole gradient (or feedback); 0 does not clip. Paper 001, A.6.2."""
     accumulate: int = 1

@@ -26,7 +26,8 @@ class Mark:
     `epsilon` is the stabiliser (equation 6) of the linear map that made the tensor; the
     consumer applies it, because an activation that follows brings its own. `root` is the tensor
     that this one is an elementwise (or, for statistics, reduced) function of; None is itself;
-    `copy` says that the function is a cast or a multiple, `curved` that it is no linear one.
+    `copy` says that the function is a cast or a multiple, `curved` that it is no
+    linear one, not even in parts.
     `source` is what a comparison compared.
     `audit` checks the graph behind the tensor once, when a reward is attached to it.
     """

@@ -70,7 +70,7 @@ _KNOWN = (
             "for models that keep their accuracy when most weights are removed."
         ),
         learning_rate=0.1,
-        weight_decay=2e-3,
+        weight_decay=3e-3,
         credit={"rule": "epsilon", "epsilon": 1e-6, "scale": "relative"},
         objective="softmax",
         citation=LFP_PAPER,

@@ -45,6 +45,7 @@ ADAPTIVE_LEARNING_RATE = 1e-3
 WARM_UP = 0.3
 START_DIVISOR = 25.0
 END_DIVISOR = 1e4
+MOMENTUM_SWING = 0.05
 _TELL_SECONDS = 0.1
 _GPU_CHECK_STEPS = 50
 _AGREE_STEPS = 20
@@ -161,6 +162,7 @@ class _Run:
         self.epochs = epochs_of(config, data.name)
         self.steps = len(self.batches(0))
         self.peak_rate = learning_rate_of(method, config)
+        self.momentum = momentum_of(method, config)
         self.at, self.tally = _Position(), _Tally()
         self.wrapped = fabric.setup_module(model)
         self.raw_optimizer = make_optimizer(model, method, config)
@@ -222,12 +224,11 @@ class _Run:
     def update(self, x: Tensor, y: Tensor) -> None:
         """Make one update; the parts of an accumulated batch weigh as many samples as they have."""
         began = time.process_time()
-        set_learning_rate(
-            self.raw_optimizer,
-            learning_rate(
-                self.done, self.epochs * self.steps, self.peak_rate, self.config.schedule
-            ),
-        )
+        schedule, steps = self.config.schedule, self.epochs * self.steps
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = learning_rate(self.done, steps, self.peak_rate, schedule)
+            if "momentum" in group:
+                group["momentum"] = momentum(self.done, steps, self.momentum, schedule)
         self.optimizer.zero_grad()
         parts = list(
             zip(x.chunk(self.config.accumulate), y.chunk(self.config.accumulate), strict=True)
@@ -517,20 +518,30 @@ def learning_rate(step: int, steps: int, peak: float, schedule: Schedule) -> flo
     if schedule == "cosine":
         return _cosine(peak, 0.0, step / steps)
     low = peak / START_DIVISOR
+    return _there_and_back(step, steps, low, peak, low / END_DIVISOR)
+
+
+def momentum(step: int, steps: int, usual: float, schedule: Schedule) -> float:
+    """Return the momentum of SGD in update `step` of 0..steps-1.
+
+    Under "onecycle" it swings against the learning rate, from `usual` + 0.05 to `usual` - 0.05
+    and back, as torch's OneCycleLR does around 0.9; no momentum stays none.
+    """
+    if schedule != "onecycle" or usual == 0.0:
+        return usual
+    high, low = min(usual + MOMENTUM_SWING, 1.0), max(usual - MOMENTUM_SWING, 0.0)
+    return _there_and_back(step, steps, high, low, high)
+
+
+def _there_and_back(step: int, steps: int, start: float, turn: float, end: float) -> float:
     top = max(WARM_UP * steps - 1, 1e-9)
     if step <= top:
-        return _cosine(low, peak, step / top)
-    return _cosine(peak, low / END_DIVISOR, (step - top) / max(steps - 1 - top, 1e-9))
+        return _cosine(start, turn, step / top)
+    return _cosine(turn, end, (step - top) / max(steps - 1 - top, 1e-9))
 
 
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every parameter group of `optimizer` the same learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def learning_rate_of(method: Method, config: TrainingConfig) -> float:

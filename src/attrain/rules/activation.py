@@ -41,7 +41,7 @@ class Secant(torch.autograd.Function):
         ctx.scaled = ()
         ctx.dtype = z.dtype
         ctx.save_for_backward(slope)
-        return value.view_as(value)
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, credit: Tensor) -> Any:
@@ -99,11 +99,11 @@ def relu(call: Call, *, in_place: bool = False) -> Any:
     if not call.activations:
         return call.mark_derived(call.run())
     z = call.activations[0]
-    root = call.root(z)
+    root = _root_or(call, z)
     in_place = in_place or bool(call.option(1, "inplace", default=False))
     epsilon = call.mark(z).epsilon
     out = call.run() if epsilon == 0.0 else SecantReLU.apply(z, epsilon, in_place)
-    return call.finish(out, None if in_place or root is None else call.related(root, curved=True))
+    return call.finish(out, None if in_place else call.related(root))
 
 
 def homogeneous(call: Call, *, in_place: bool = False) -> Any:
@@ -135,7 +135,7 @@ def nonlinear(call: Call, *, in_place: bool = False, keeps_sign: bool = True) ->
             NO_SIGN.format(name=name),
         )
     in_place = in_place or bool(call.kwargs.get("inplace", False))
-    root = mark.root(z)
+    root = _root_or(call, z)
     kind = _kind_after(call, mark.kind)
     # Where the secant has a pole at 0 it is stabilised even if nothing is owed.
     epsilon = mark.epsilon if keeps_sign else call.settings.epsilon
@@ -149,7 +149,13 @@ def nonlinear(call: Call, *, in_place: bool = False, keeps_sign: bool = True) ->
         value = call.run()
         slope = _slope(call, value, z, epsilon)
     out = Secant.apply(z, value, slope)
-    return call.finish(out, None if root is None else call.related(root, kind=kind, curved=True))
+    return call.finish(out, call.related(root, kind=kind, curved=True))
+
+
+def _root_or(call: Call, z: Tensor) -> Tensor:
+    """Return what z is a function of, or z itself where that is gone."""
+    root = call.root(z)
+    return z if root is None else root
 
 
 def _slope(call: Call, value: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -182,10 +188,16 @@ def _kind_after(call: Call, kind: Kind) -> Kind:
     return Kind.NORM if kind is Kind.NORM else Kind.ACTIVATION
 
 
-def whole(call: Call, root: Tensor, value: Tensor) -> Any:
-    """`value` as one nonlinear function of `root`: an activation written out by hand."""
-    slope = _slope(call, value, root.detach(), call.settings.epsilon)
-    return call.finish(Secant.apply(root, value, slope), call.related(root, curved=True))
+def whole(call: Call, root: Tensor | None, value: Tensor, curve: Tensor | None = None) -> Any:
+    """`value` as one nonlinear function of `root`: an activation written out by hand.
+
+    Where `root` is gone, credit takes the way through `curve`, a function of it, which has the
+    same slope: value / root = (value / curve) (curve / root).
+    """
+    z = curve if root is None else root
+    assert z is not None
+    slope = _slope(call, value, z.detach(), call.settings.epsilon)
+    return call.finish(Secant.apply(z, value, slope), call.related(z, curved=True))
 
 
 class PReLU(torch.autograd.Function):
@@ -198,7 +210,7 @@ class PReLU(torch.autograd.Function):
         ctx.scaled = (False, True)
         ctx.scale = scale
         ctx.save_for_backward(z, weight, slope)
-        return value.view_as(value)
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, credit: Tensor) -> Any:
@@ -233,7 +245,7 @@ class Gate(torch.autograd.Function):
         ctx.scaled = ()
         ctx.epsilon = epsilon
         ctx.save_for_backward(a, b)
-        return value.view_as(value)
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, credit: Tensor) -> Any:

@@ -56,27 +56,25 @@ def summed(call: Call, *, in_place: bool = False) -> Any:
     """Sums, and means over some axes: each branch receives the credit unchanged (equation 11)."""
     if call.derived:
         return call.mark_derived(call.run())
-    root = _curve_that_is_moved(call)
-    if root is not None and not in_place:
+    if not in_place and _moves_a_curve(call):
+        curve = call.activations[0]
         with torch.no_grad():
             value = call.run()
-        return whole(call, root, value)
+        return whole(call, call.root(curve), value, curve)
     mark = _mark_of_sum(call)
     call.enter(in_place=in_place, norms=mark.kind is Kind.NORM)
     return call.finish(call.run(), call.settings.pending if in_place else mark)
 
 
-def _curve_that_is_moved(call: Call) -> Tensor | None:
-    """Return z where the sum is phi(z) + a number: part of an activation written out by hand.
+def _moves_a_curve(call: Call) -> bool:
+    """Whether the sum is phi(z) + a number: part of an activation written out by hand.
 
     In 1 + tanh(z), the 1 is no neuron that could be rewarded.
     """
     if len(call.activations) != 1 or call.parameters or any(c.ndim for c in call.constants):
-        return None
+        return False
     mark = call.mark(call.activations[0])
-    if not mark.curved or mark.kind is not Kind.ACTIVATION:
-        return None
-    return mark.root(call.activations[0])
+    return mark.curved and mark.kind is Kind.ACTIVATION
 
 
 def _mark_of_sum(call: Call) -> Mark:

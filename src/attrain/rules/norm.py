@@ -122,7 +122,7 @@ class Standardise(torch.autograd.Function):
         ctx.scaled = (False, True, True)
         ctx.shape, ctx.owed, ctx.scale = shape, owed, scale
         ctx.save_for_backward(x, weight, bias, mean, inverse)
-        return value.view_as(value)
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, credit: Tensor) -> Any:

@@ -225,18 +225,31 @@ def _masked(scores: Tensor, bias: Tensor | None, options: dict[str, Any]) -> Ten
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Return attention with dropout and the weights that dropout left."""
-    out, weights = torch.ops.aten._scaled_dot_product_attention_math(
-        query,
-        key,
-        value,
-        bias,
-        options["dropout_p"],
-        options["is_causal"],
-        scale=options["scale"],
-        enable_gqa=options["enable_gqa"],
-    )
+    """Return attention with dropout, as torch computes it, and the weights that dropout left."""
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill_(~bias, -math.inf)
+    with torch.autocast(query.device.type, enabled=False):
+        out, weights = torch.ops.aten._scaled_dot_product_attention_math(
+            query,
+            key,
+            value,
+            bias,
+            options["dropout_p"],
+            options["is_causal"],
+            scale=options["scale"],
+            enable_gqa=options["enable_gqa"],
+        )
     return out, weights
+
+
+def _cast(tensor: Tensor | None) -> Tensor | None:
+    """Cast as autocast does inside of attention, so that the way back meets one type."""
+    if tensor is None or tensor.dtype in (torch.bool, torch.float64):
+        return tensor
+    device = tensor.device.type
+    return (
+        tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
+    )
 
 
 def attention(call: Call) -> Any:
@@ -267,6 +280,7 @@ def attention(call: Call) -> Any:
         call.settings.epsilon,
         *(call.mark(each).epsilon if each.requires_grad else 0.0 for each in (query, key, value)),
     )
+    query, key, value, bias = (_cast(each) for each in (query, key, value, bias))
     out = Attention.apply(query, key, value, bias, run, options, epsilons)
     return call.finish(out, call.settings.pending)
 
