@@ -1,47 +1,28 @@
 """The credit context: run a model's forward pass under the rules of LFP."""
 
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch._C._dynamo import eval_frame
 from torch.overrides import TorchFunctionMode
-from torch.utils import checkpoint
 
 from attrain import audit, marks
+from attrain.compiled import COMPILED, left_to_python
 from attrain.errors import CreditError, CreditWarning, InputError, unknown
 from attrain.marks import Kind, Mark
 from attrain.rules import activation, linear
 from attrain.rules.activation import refuse_decision
-from attrain.rules.call import Action, Call, Credit, Settings
+from attrain.rules.call import Action, Call, Settings
 from attrain.rules.linear import unsupported
 from attrain.rules.registry import REGISTRY, bookkeeping
+from attrain.wrappers import teach_torch
 
 RULES = ("epsilon", "zero")
 SCALES = ("abs", "relative")
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _left_to_python(method: Method) -> Method:
-    """Make torch.compile run `method`, and the `with` that calls it, as plain Python."""
-    method.__dict__.update(
-        _torchdynamo_disable=True,
-        _torchdynamo_disable_msg="credit sees torch functions one by one, as they are called, so "
-        "what holds `with credit:` cannot be a single graph: compile it without fullgraph=True",
-    )
-    eval_frame.set_code_exec_strategy(
-        method.__code__,
-        eval_frame._FrameExecStrategy(
-            eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
-        ),
-    )
-    return method
 
 
 class LFP:
@@ -143,7 +124,7 @@ class LFP:
             f"batch_norm={self.batch_norm!r}, opposite_sign={self.opposite_sign!r})"
         )
 
-    @_left_to_python
+    @left_to_python
     def __enter__(self) -> Self:
         # Before anything else is called: a function called here would be compiled.
         compiler = eval_frame.set_eval_frame(None)
@@ -155,8 +136,8 @@ class LFP:
                     "Leave it before entering this one."
                 )
             if mode is None:
-                _teach_torch()
-                _COMPILED.run_eagerly()
+                teach_torch(_active_mode)
+                COMPILED.run_eagerly()
                 self._settings.calls, self._settings.last = 0, None
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
             self._entered.stack.append((mode is None, compiler))
@@ -165,14 +146,14 @@ class LFP:
             raise
         return self
 
-    @_left_to_python
+    @left_to_python
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         outermost, compiler = self._entered.stack.pop()
         try:
             if outermost:
                 last, self._settings.last = self._settings.last, None
                 self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-                _COMPILED.run_as_before()
+                COMPILED.run_as_before()
                 if error is None and last is not None:
                     self._audit_if_due(last)
         finally:
@@ -258,6 +239,9 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self.credit = credit
         self.settings = credit._settings
+        self.again = credit._again
+        self.is_parameter = credit._is_parameter
+        self.audit_part = credit._audit_part
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -313,182 +297,6 @@ class _Entered(threading.local):
 
     def __init__(self) -> None:
         self.stack: list[tuple[bool, Any]] = []
-
-
-class _Compiled:
-    """Whether what torch.compile made runs compiled: not while any thread is in a context."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.contexts = 0
-        self.stance: Any = None
-
-    def run_eagerly(self) -> None:
-        with self.lock:
-            self.contexts += 1
-            # Importing the compiler takes a second, and without it nothing is compiled.
-            if self.stance is None and "torch._dynamo" in sys.modules:
-                self.stance = torch.compiler.set_stance("force_eager")
-
-    def run_as_before(self) -> None:
-        with self.lock:
-            self.contexts -= 1
-            if self.contexts == 0 and self.stance is not None:
-                self.stance.__exit__(None, None, None)
-                self.stance = None
-
-
-_COMPILED = _Compiled()
-
-
-class _Recomputation:
-    """What a reentrant checkpoint runs: natively the first time, under the rules the second.
-
-    The second time it gets detached copies of its inputs, which stand for what the inputs stood
-    for, and its results must owe no stabiliser, because their consumers never see them.
-    """
-
-    def __init__(self, credit: LFP, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self.credit = credit
-        self.function = function
-        self.known: list[tuple[int, Mark, int | None]] = []
-        for index, value in enumerate(args):
-            mark = self._mark(value)
-            if mark is not None:
-                root = mark.root(value)
-                place = next((i for i, each in enumerate(args) if each is root), None)
-                self.known.append((index, mark, None if place == index else place))
-
-    def _mark(self, value: Any) -> Mark | None:
-        if not isinstance(value, Tensor):
-            return None
-        if self.credit._is_parameter(value):
-            return marks.PARAMETER if value.requires_grad else None
-        return marks.get(value)
-
-    def scaled(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
-        """Return which of the tensors among `args` are scaled inside, as weights."""
-        weights = {index for index, mark, _ in self.known if mark.kind is Kind.PARAMETER}
-        tensors = [index for index, value in enumerate(args) if isinstance(value, Tensor)]
-        return tuple(index in weights for index in tensors)
-
-    def __call__(self, *args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self.function(*args)
-        return self.credit._again(self._under_rules, *args)
-
-    def _under_rules(self, *args: Any) -> Any:
-        for index, mark, root in self.known:
-            new = Mark(mark.kind, mark.epsilon, audit=mark.audit)
-            if root is not None:
-                new = Mark(
-                    mark.kind,
-                    mark.epsilon,
-                    args[root],
-                    mark.audit,
-                    copy=mark.copy,
-                    curved=mark.curved,
-                )
-            marks.put(args[index], new)
-        out = self.function(*args)
-        return tuple(map(self._settled, out)) if isinstance(out, tuple) else self._settled(out)
-
-    def _settled(self, out: Any) -> Any:
-        if not isinstance(out, Tensor) or out.grad_fn is None:
-            return out
-        self.credit._audit_part(out)
-        mark = marks.get(out)
-        if mark is None:
-            return out
-        if mark.kind is Kind.PARAMETER:
-            raise CreditError(
-                "a reentrant checkpoint computes a weight from parameters alone, and the outside "
-                "cannot tell it from an activation. Use checkpoint(..., use_reentrant=False)."
-            )
-        return Credit.apply((Action(epsilon=mark.epsilon),), out) if mark.epsilon else out
-
-
-_native_checkpoint: Callable[..., Any] = checkpoint.CheckpointFunction.forward
-_native_frame: Callable[..., Any] = checkpoint._CheckpointFrame.save_inputs
-
-# Autograd functions by which torch wraps a model: they hand tensors on as they are.
-_HANDING_ON = (
-    ("torch.nn.parallel.distributed", "_DDPSink"),
-    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "RegisterPostBackwardFunction"),
-)
-
-
-def _checkpointed(
-    ctx: Any, function: Callable[..., Any], preserve_rng_state: bool, *args: Any
-) -> Any:
-    mode = _active_mode()
-    if mode is not None:
-        function = _Recomputation(mode.credit, function, args)
-        ctx.scaled = function.scaled(args)
-    return _native_checkpoint(ctx, function, preserve_rng_state, *args)
-
-
-def _framed(frame: Any, *args: Any) -> None:
-    """Remember what the inputs of a non-reentrant checkpoint stand for."""
-    mode = _active_mode()
-    if mode is not None:
-        known = [_known(value) if isinstance(value, Tensor) else None for value in args]
-        frame.recompute_fn = partial(mode.credit._again, _marked, frame.recompute_fn, known)
-    _native_frame(frame, *args)
-
-
-def _known(tensor: Tensor) -> tuple[Mark, Tensor | None] | None:
-    """Return a mark and what it is a function of, kept so that the second time is as the first."""
-    mark = marks.get(tensor)
-    if mark is None:
-        return None
-    root = mark.root(tensor)
-    return mark, None if root is tensor else root
-
-
-def _marked(
-    function: Callable[..., Any], known: list[tuple[Mark, Tensor | None] | None], *args: Any
-) -> Any:
-    """Call `function` on inputs that may have lost their marks in another checkpoint."""
-    for value, before in zip(args, known, strict=True):
-        if before is not None and marks.get(value) is None:
-            marks.put(value, before[0])
-    return function(*args)
-
-
-def _keep_marks(handing_on: Any) -> None:
-    """Let what an autograd function hands on keep its marks."""
-    native = handing_on.apply
-
-    def apply(owner: Any, *tensors: Any) -> Any:
-        out = native(owner, *tensors)
-        for before, after in zip(tensors, out, strict=True):
-            mark = marks.get(before) if isinstance(before, Tensor) else None
-            if mark is not None:
-                marks.put(after, mark)
-        return out
-
-    handing_on.apply = staticmethod(apply)
-
-
-def _teach_torch() -> None:
-    """Let credit pass where torch's own wrappers of a model hide tensors from any mode.
-
-    Both kinds of activation checkpointing recompute under the context that they first ran in, and
-    tensors keep their marks in DistributedDataParallel and FSDP2. Without a context they work as
-    ever.
-    """
-    if checkpoint.CheckpointFunction.forward is not _checkpointed:
-        places: tuple[tuple[Any, str, Any], ...] = (
-            (checkpoint.CheckpointFunction, "forward", staticmethod(_checkpointed)),
-            (checkpoint._CheckpointFrame, "save_inputs", _framed),
-        )
-        for place, name, function in places:
-            setattr(place, name, function)
-    for module, name in _HANDING_ON:
-        handing_on = getattr(sys.modules.get(module), name, None)
-        if handing_on is not None and "apply" not in vars(handing_on):
-            _keep_marks(handing_on)
 
 
 def _own_tensors(model: Iterable[Tensor]) -> tuple[Tensor, ...]:
