@@ -407,6 +407,7 @@ PIECEWISE_LINEAR = (
     "mlp", "lenet", "plus_in_forward", "bare_linear", "bare_linear_one_sample", "embedding_bag",
     "embedding_model", "functional_code", "input_that_requires_grad", "module_used_twice",
     "densely_joined", "pruned_by_torch", "in_place_on_a_slice", "dropout",
+    "weight_masked_by_a_buffer",
 )  # fmt: skip
 
 
@@ -710,3 +711,40 @@ def test_credit_does_not_depend_on_what_the_caller_keeps(kept: bool) -> None:
         z = layer(x)
         slope = (F.gelu(z) * (1 + torch.tanh(F.gelu(z))) + 1 + torch.tanh(z)) / z
     assert close(layer.weight.grad, layer.weight.detach().abs() * (slope.T @ x), 1e-4)
+
+
+def same_feedback(first: Callable[[Any, Tensor], Tensor], second: Any, size: int = 5) -> bool:
+    """Whether two forms of one network get the same feedback."""
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(4, size), nn.Linear(4, size)]).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    found = [feedback(layers, lambda f=f: f(layers, x), lambda out: out.sum(), epsilon=1e-9)
+             for f in (first, second)]  # fmt: skip
+    return all(close(found[0][name], found[1][name], 1e-6) for name in found[0])
+
+
+def test_an_activation_of_a_pooled_tensor_is_one_of_what_was_pooled() -> None:
+    mean = torch.full((5, 1), 0.2, dtype=torch.float64)
+
+    def gelu(m: Tensor) -> Tensor:
+        return 0.5 * m * (1 + torch.tanh(0.8 * (m + 0.04 * m**3)))
+
+    for phi in (lambda m: 1 + torch.tanh(m), gelu):
+        assert same_feedback(
+            lambda layers, x, phi=phi: phi(layers[0](x).mean(1, keepdim=True)),
+            lambda layers, x, phi=phi: phi(layers[0](x) @ mean),
+        )
+
+
+def test_a_tensor_that_was_changed_in_place_is_another_one() -> None:
+    def in_place(layers: Any, x: Tensor) -> Tensor:
+        h = layers[0](x)
+        a = torch.tanh(h)
+        h += layers[1](x)
+        return a * h
+
+    def out_of_place(layers: Any, x: Tensor) -> Tensor:
+        h = layers[0](x)
+        return torch.tanh(h) * (h + layers[1](x))
+
+    assert same_feedback(in_place, out_of_place)

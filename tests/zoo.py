@@ -490,6 +490,80 @@ def divided_by_an_activation() -> Case:
     )  # fmt: skip
 
 
+def _masked_weight(change: Callable[[Any], Tensor], refused: str | None) -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return F.linear(F.relu(self.a(x)), change(self))
+
+    mask = (torch.rand(3, 5) > 0.5).float()
+    weight = nn.Parameter(torch.randn(3, 5))
+    case = Case(Forward(forward, a=nn.Linear(6, 5), w=weight, mask=mask), (torch.randn(4, 6),))
+    case.model.plain = [mask.clone()]
+    case.refused = refused
+    return case
+
+
+@case
+def weight_masked_by_a_buffer() -> Case:
+    return _masked_weight(lambda self: self.w * self.mask, None)
+
+
+@case
+def weight_masked_by_an_unknown_tensor() -> Case:
+    return _masked_weight(lambda self: self.w * self.plain[0], "whether that is a weight")
+
+
+@case
+def weight_masked_by_an_unknown_tensor_and_transposed() -> Case:
+    return _masked_weight(lambda self: (self.w.t() * self.plain[0].t()).t(), "whether that is a w")
+
+
+@case
+def weight_with_noise() -> Case:
+    return _masked_weight(lambda self: self.w + torch.randn_like(self.w), "whether that is a weig")
+
+
+@case
+def learned_queries() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        latents = self.norm(self.q(self.latents.expand(4, 5))).relu()
+        return self.out(latents + self.a(x))
+
+    parts = {"q": nn.Linear(5, 5), "norm": nn.LayerNorm(5), "a": nn.Linear(6, 5)}
+    latents = nn.Parameter(torch.randn(1, 5))
+    model = Forward(forward, latents=latents, out=nn.Linear(5, 3), **parts)
+    return Case(model, (torch.randn(4, 6),))
+
+
+@case
+def attention_with_a_query_that_looks_nowhere() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        keep = torch.ones(5, 5, dtype=torch.bool).tril()
+        keep[0] = False
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v, keep)
+
+    return Case(Forward(forward, qkv=nn.Linear(6, 12)), (torch.randn(2, 5, 6),))
+
+
+@case
+def variance_as_an_activation() -> Case:
+    return Case(
+        Forward(lambda self, x: torch.relu(self.a(x).var(1, keepdim=True)), a=nn.Linear(6, 5)),
+        (torch.randn(4, 6),),
+        refused="a norm, variance",
+    )
+
+
+@case
+def lerp_by_an_activation() -> Case:
+    return Case(
+        Forward(lambda self, x: torch.lerp(self.a(x), self.b(x), torch.tanh(self.a(x))),
+                a=nn.Linear(6, 5), b=nn.Linear(6, 5)),
+        (torch.randn(4, 6),),
+        refused="its weight carries credit",
+    )  # fmt: skip
+
+
 @case
 def lstm() -> Case:
     return Case(nn.LSTM(6, 5), (torch.randn(3, 2, 6),), output=lambda o: o[0], refused="lstm")

@@ -28,11 +28,22 @@ class Mark:
     that this one is an elementwise (or, for statistics, reduced) function of; None is itself;
     `copy` says that the function is a cast or a multiple, `curved` that it is no
     linear one, not even in parts.
-    `source` is what a comparison compared.
+    `source` is what a comparison compared. `raw` says that the tensor was made from parameters and
+    constants alone, but not by a layer: it may be data that entered, or a weight being made.
     `audit` checks the graph behind the tensor once, when a reward is attached to it.
     """
 
-    __slots__ = ("_root", "audit", "copy", "curved", "epsilon", "kind", "source")
+    __slots__ = (
+        "_root",
+        "_version",
+        "audit",
+        "copy",
+        "curved",
+        "epsilon",
+        "kind",
+        "raw",
+        "source",
+    )
 
     def __init__(
         self,
@@ -43,6 +54,7 @@ class Mark:
         source: Tensor | None = None,
         copy: bool = False,
         curved: bool = False,
+        raw: bool = False,
     ) -> None:
         self.kind = kind
         self.epsilon = epsilon
@@ -50,11 +62,22 @@ class Mark:
         self.source = source
         self.copy = copy
         self.curved = curved
+        self.raw = raw
+        self._version = 0 if root is None else root._version
         self._root = None if root is None else weakref.ref(root)
 
     def root(self, tensor: Tensor) -> Tensor | None:
-        """Return the tensor that `tensor` is a function of, None if it is gone."""
-        return tensor if self._root is None else self._root()
+        """Return the tensor that `tensor` is a function of, None if it is gone or changed."""
+        if self._root is None:
+            return tensor
+        root = self._root()
+        return root if root is not None and root._version == self._version else None
+
+    def as_raw(self) -> "Mark":
+        """Return this mark for a tensor made from parameters and constants alone."""
+        root = None if self._root is None else self._root()
+        return Mark(self.kind, self.epsilon, root, self.audit, copy=self.copy, curved=self.curved,
+                    raw=True)  # fmt: skip
 
 
 PARAMETER = Mark(Kind.PARAMETER)

@@ -98,8 +98,9 @@ def relu(call: Call, *, in_place: bool = False) -> Any:
     """ReLU: where no stabiliser is owed, its derivative is its secant."""
     if not call.activations:
         return call.mark_derived(call.run())
+    call.refuse_norms()
     z = call.activations[0]
-    root = _root_or(call, z)
+    root = _root_or(call, z) if call.mark(z).kind is Kind.ACTIVATION else z
     in_place = in_place or bool(call.option(1, "inplace", default=False))
     epsilon = call.mark(z).epsilon
     out = call.run() if epsilon == 0.0 else SecantReLU.apply(z, epsilon, in_place)
@@ -137,6 +138,8 @@ def nonlinear(call: Call, *, in_place: bool = False, keeps_sign: bool = True) ->
     in_place = in_place or bool(call.kwargs.get("inplace", False))
     root = _root_or(call, z)
     kind = _kind_after(call, mark.kind)
+    if kind is Kind.ACTIVATION and mark.kind is not Kind.ACTIVATION:
+        root = z  # a function of the statistic, which has another shape than what it measured
     # Where the secant has a pole at 0 it is stabilised even if nothing is owed.
     epsilon = mark.epsilon if keeps_sign else call.settings.epsilon
     if in_place:
@@ -230,6 +233,7 @@ def prelu(call: Call) -> Any:
     """PReLU, whose slope is a parameter."""
     if call.derived:
         return call.mark_derived(call.run())
+    call.refuse_norms()
     z, weight = call.args[0], call.option(1, "weight", default=None)
     with torch.no_grad():
         value = call.run()
@@ -259,6 +263,7 @@ def glu(call: Call) -> Any:
     """Gated linear unit, torch.nn.functional.glu."""
     if not call.activations:
         return call.mark_derived(call.run())
+    call.refuse_norms()
     with torch.no_grad():
         value = call.run()
     call.settings.warn_once("torch.sigmoid", NO_SIGN.format(name="the sigmoid of F.glu"))

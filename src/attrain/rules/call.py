@@ -278,11 +278,16 @@ class Call:
                 marks.put(tensor, marks.PARAMETER)
         return out
 
-    def finish(self, out: Any, mark: Mark | None = None) -> Any:
-        """Mark the results of a call that carry credit; `mark` defaults to a plain activation."""
+    def finish(self, out: Any, mark: Mark | None = None, *, layer: bool = False) -> Any:
+        """Mark the results of a call that carry credit; `mark` defaults to a plain activation.
+
+        What a `layer` makes is an activation for certain.
+        """
         settings = self.settings
         if mark is None:
             mark = settings.plain
+        if not layer and all(self.mark(each).raw for each in self.activations):
+            mark = mark.as_raw()
         if isinstance(out, Tensor):
             if out.requires_grad:
                 marks.put(out, mark)
@@ -294,6 +299,15 @@ class Call:
                     settings.last = tensor
         settings.calls += 1
         return out
+
+    def refuse_norms(self) -> None:
+        """Raise where a norm or variance of activations is used as an activation."""
+        if any(self.mark(each).kind is Kind.NORM for each in self.activations):
+            raise self.refuse(
+                "a norm, variance or standard deviation of activations is used as an activation, "
+                "and how credit passes it is not defined",
+                "Use it to normalise the tensor it was taken from, or detach() it.",
+            )
 
     def finish_objective(self, out: Any) -> Any:
         """Mark what is computed from a loss: no part of the network, with plain gradients."""
@@ -345,11 +359,7 @@ class Call:
                 action = settings.scaled_own if place in owned else settings.scaled
             else:
                 if mark.kind is Kind.NORM and not norms:
-                    raise self.refuse(
-                        "a norm, variance or standard deviation of activations is used as an "
-                        "activation, and how credit passes it is not defined",
-                        "Use it to normalise the tensor it was taken from, or detach() it.",
-                    )
+                    self.refuse_norms()
                 share = 1.0 if place in added else factor
                 if mark.epsilon == 0.0 and share == 1.0:
                     continue

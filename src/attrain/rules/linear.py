@@ -22,20 +22,28 @@ def weighted(call: Call) -> Any:
     """
     name = getattr(call.func, "__name__", "")
     layer = name == "linear" or name.startswith("conv")
-    if not (layer and call.constants) and call.derived:
+    if not layer and call.derived:
         return call.mark_derived(call.run())
     added = _ADDED_TO_LAYERS if layer else _added(name)
-    factors = 0
+    factors, raw = 0, False
     for place, tensor, mark in call.entrants:
         if mark.kind is not Kind.PARAMETER and place not in added:
             factors += 1
+            raw = raw or mark.raw
             if layer and place in _WEIGHT and tensor.is_leaf:
                 raise call.refuse(
                     f"its weight of shape {tuple(tensor.shape)} is no parameter of the model",
                     "Hand it to the context as well: attrain.LFP([*model.parameters(), weight]).",
                 )
+    if raw and factors > 1:
+        raise call.refuse(
+            "an activation meets a tensor made from parameters and a constant that the model does "
+            "not know, and whether that is a weight or an activation cannot be told",
+            "If it is a weight, register the constant as a buffer, as it is used; if the constant "
+            "is data, let it enter through a layer.",
+        )
     call.enter(factor=1 / max(factors, 1), added=added, owned=_WEIGHT)
-    return call.finish(call.run(), call.settings.pending)
+    return call.finish(call.run(), call.settings.pending, layer=True)
 
 
 def _added(name: str) -> tuple[int | str, ...]:
@@ -49,7 +57,18 @@ def _added(name: str) -> tuple[int | str, ...]:
 def embedded(call: Call) -> Any:
     """Embeddings: a linear map of one-hot vectors; what comes out are activations."""
     call.enter()
-    return call.finish(call.run(), call.settings.pending)
+    return call.finish(call.run(), call.settings.pending, layer=True)
+
+
+def blended(call: Call, *, in_place: bool = False) -> Any:
+    """`lerp`: a sum of two tensors, in constant shares."""
+    share = call.option(2, "weight", default=None)
+    if isinstance(share, Tensor) and share.requires_grad:
+        raise call.refuse(
+            "its weight carries credit, so it is a product as well as a sum",
+            "Write it out: a * (1 - w) + b * w.",
+        )
+    return summed(call, in_place=in_place)
 
 
 def summed(call: Call, *, in_place: bool = False) -> Any:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attrain.rules.activation import Secant
-from attrain.rules.call import Call, scale_feedback, stabilise
+from attrain.rules.call import Call, Credit, scale_feedback, stabilise
 
 
 def _finish(
@@ -155,13 +155,22 @@ def _owed(call: Call, x: Tensor) -> float:
     return call.mark(x).epsilon if x.requires_grad else 0.0
 
 
+def _entered(call: Call, x: Tensor) -> Tensor:
+    """Return the input of a normalisation; a learned tensor is scaled where it enters."""
+    call.refuse_norms()
+    if any(x is each for each in call.parameters):
+        scaled: Tensor = Credit.apply((call.settings.scaled,), x)
+        return scaled
+    return x
+
+
 def batch_norm(call: Call) -> Any:
     """Batch normalisation by equations 9 and 10, or "through" the statistics of the batch."""
     if call.settings.batch_norm == "through":
         call.enter()
-        return call.finish(call.run(), call.settings.pending)
+        return call.finish(call.run(), call.settings.pending, layer=True)
     given = call.named(_names_of_statistics(call, "training"))
-    x = given["input"]
+    x = _entered(call, given["input"])
     training = bool(given.get("training", False))
     if training and call.func is F.batch_norm and x.numel() == x.shape[1]:
         return call.run()  # raises torch's own error: one value per channel
@@ -176,25 +185,26 @@ def batch_norm(call: Call) -> Any:
         _owed(call, x),
         call.settings.scale,
     )
-    return call.finish(out, call.settings.pending)
+    return call.finish(out, call.settings.pending, layer=True)
 
 
 def layer_norm(call: Call) -> Any:
     """Layer normalisation with constant statistics."""
     given = call.named(("input", "normalized_shape", "weight", "bias", "eps"))
-    x, shape = given["input"], list(given["normalized_shape"])
+    x, shape = _entered(call, given["input"]), list(given["normalized_shape"])
     weight, bias, eps = given.get("weight"), given.get("bias"), given.get("eps", 1e-5)
     if torch.is_autocast_enabled(x.device.type):
         axes = tuple(range(-len(shape), 0))
         return _standardise(call, x, weight, bias, _moments(x, axes, eps), tuple(shape))
     out = LayerNorm.apply(x, weight, bias, shape, eps, _owed(call, x), call.settings.scale)
-    return call.finish(out, call.settings.pending)
+    return call.finish(out, call.settings.pending, layer=True)
 
 
 def group_norm(call: Call) -> Any:
     """Group normalisation with constant statistics."""
     given = call.named(("input", "num_groups", "weight", "bias", "eps"))
-    x, groups, eps = given["input"], given["num_groups"], given.get("eps", 1e-5)
+    x, groups = _entered(call, given["input"]), given["num_groups"]
+    eps = given.get("eps", 1e-5)
     with torch.no_grad():
         grouped = x.reshape(x.shape[0], groups, -1)
         spread = (x.shape[0], x.shape[1], *(1 for _ in x.shape[2:]))
@@ -209,7 +219,7 @@ def group_norm(call: Call) -> Any:
 def instance_norm(call: Call) -> Any:
     """Instance normalisation with constant statistics."""
     given = call.named(_names_of_statistics(call, "use_input_stats"))
-    x, eps = given["input"], given.get("eps", 1e-5)
+    x, eps = _entered(call, given["input"]), given.get("eps", 1e-5)
     shape = _per_channel(x)
     if given.get("use_input_stats", True):
         moments = _moments(x, tuple(range(2, x.ndim)), eps)
@@ -224,7 +234,8 @@ def instance_norm(call: Call) -> Any:
 def rms_norm(call: Call) -> Any:
     """Root mean square normalisation with a constant root mean square."""
     given = call.named(("input", "normalized_shape", "weight", "eps"))
-    x, shape, eps = given["input"], tuple(given["normalized_shape"]), given.get("eps")
+    x, shape = _entered(call, given["input"]), tuple(given["normalized_shape"])
+    eps = given.get("eps")
     with torch.no_grad():
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         square = wide.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
@@ -256,7 +267,7 @@ def _standardise(
     out = Standardise.apply(
         x, weight, bias, value, *moments, shape, _owed(call, x), call.settings.scale
     )
-    return call.finish(out, call.settings.pending)
+    return call.finish(out, call.settings.pending, layer=True)
 
 
 def normalize(call: Call) -> Any:

@@ -173,7 +173,11 @@ class Attention(torch.autograd.Function):
         values = value.repeat_interleave(repeats, -3) if repeats > 1 else value
         scale = ctx.options["scale"]
         raw = (query @ keys.transpose(-2, -1)).mul_(scale)
-        weights = torch.softmax(_masked(raw, bias, ctx.options), -1, dtype=raw.dtype)
+        scores = _masked(raw, bias, ctx.options)
+        weights = torch.softmax(scores, -1, dtype=raw.dtype)
+        if bias is not None:
+            # A query that may look nowhere: torch's forward gives it 0, a softmax gives NaN.
+            weights = weights.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
         mixed = weights if dropped is None else dropped
         credit_values = (mixed.transpose(-2, -1) @ credit).mul_(0.5)
         credit_weights = (credit @ values.transpose(-2, -1)).mul_(0.5)
@@ -254,6 +258,7 @@ def _cast(tensor: Tensor | None) -> Tensor | None:
 
 def attention(call: Call) -> Any:
     """`scaled_dot_product_attention`, unfused on the way back (memory T^2 there)."""
+    call.refuse_norms()
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     arguments = call.named(names)
     query, key, value = (arguments[name] for name in names[:3])
@@ -282,7 +287,7 @@ def attention(call: Call) -> Any:
     )
     query, key, value, bias = (_cast(each) for each in (query, key, value, bias))
     out = Attention.apply(query, key, value, bias, run, options, epsilons)
-    return call.finish(out, call.settings.pending)
+    return call.finish(out, call.settings.pending, layer=True)
 
 
 _OPENED: dict[Callable[..., Any], Callable[..., Any]] = {}

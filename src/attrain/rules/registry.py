@@ -53,7 +53,13 @@ def bookkeeping(call: Call) -> Any:
 def objective(call: Call) -> Any:
     """Losses: objectives by Theorem 1, r = o * (-dL/do). What follows is no part of the network."""
     if call.derived:
-        return call.mark_derived(call.run())
+        return call.mark_derived(call.run())  # a regulariser
+    if not call.activations:
+        raise call.refuse(
+            "what it judges is made from parameters and buffers alone, so it counts as a weight",
+            "Hand inputs to the model as tensors that are no buffers; compute a regulariser after "
+            "the context.",
+        )
     call.enter()
     return call.finish_objective(call.run())
 
@@ -66,7 +72,8 @@ _put(
     "baddbmm addr einsum tensordot bilinear chain_matmul kron",
 )
 _put(linear.embedded, "embedding embedding_bag")
-_put(linear.summed, "add sub subtract rsub radd where lerp", in_place=True)
+_put(linear.summed, "add sub subtract rsub radd where", in_place=True)
+_put(linear.blended, "lerp", in_place=True)
 _put(linear.reduced, "mean sum nanmean nansum")
 _put(linear.normed, "norm var std var_mean std_mean vector_norm matrix_norm cdist")
 _put(
