@@ -128,8 +128,9 @@ def _read_archive(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        told = "it holds pickled objects" if "pickle" in str(error) else str(error).rstrip(".")
         raise InputError(
-            f"{path} cannot be read as a NumPy archive of plain arrays (savez): {error}."
+            f"{path} cannot be read as a NumPy archive of plain arrays (savez): {told}."
         ) from error
 
 
