@@ -166,7 +166,9 @@ COMMON = ("relu", "silu", "gelu", "tanh", "leaky_relu")
         pytest.param(
             topology,
             name,
-            marks=[pytest.mark.slow] if topology == "resnet18" and name not in COMMON else [],
+            marks=[pytest.mark.slow]
+            if topology in ("vgg-like", "resnet18") and name not in COMMON
+            else [],
         )
         for topology in TOPOLOGIES
         for name in ACTIVATIONS
