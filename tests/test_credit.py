@@ -89,7 +89,7 @@ def resnet18() -> nn.Module:
     With the other stem they are one pixel, and batch statistics over two values amplify the
     rounding of the forward pass itself by up to 1e4.
     """
-    from torchvision.models.resnet import BasicBlock
+    BasicBlock = pytest.importorskip("torchvision.models.resnet").BasicBlock  # noqa: N806
 
     def stage(inputs: int, planes: int, stride: int) -> nn.Sequential:
         down = None
@@ -316,7 +316,15 @@ def test_every_nonlinearity_has_the_secant_slope_on_its_own_domain() -> None:
 
 
 def in_zoo(*, refused: bool) -> list[str]:
-    return [name for name, build in ZOO.items() if bool(build().refused) == refused]
+    """Return the names of the cases; what cannot be built here is skipped where it is tested."""
+
+    def is_refused(build: Callable[[], Case]) -> bool:
+        try:
+            return bool(build().refused)
+        except pytest.skip.Exception:
+            return False
+
+    return [name for name, build in ZOO.items() if is_refused(build) == refused]
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
@@ -450,8 +458,7 @@ def test_what_is_written_by_hand_equals_the_layer(by_hand: str, layer: Any) -> N
 
 
 def test_every_activation_of_transformers_is_right() -> None:
-    from transformers.activations import ACT2FN
-
+    ACT2FN = pytest.importorskip("transformers.activations").ACT2FN  # noqa: N806
     z = torch.tensor([-3.1, -1.2, -0.4, -0.05, 0.03, 0.5, 1.7, 4.2], dtype=torch.float64)
     for name in ACT2FN:
         phi = ACT2FN[name]
