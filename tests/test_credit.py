@@ -128,6 +128,15 @@ def prepared(topology: str, phi: Callable[[Tensor], Tensor] = F.relu) -> nn.Modu
 
 
 @pytest.fixture(autouse=True)
+def _registry() -> Iterator[None]:
+    """Forget what a test registers."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+@pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CreditWarning)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 17  # values; half a megabyte of float32
+_BLOCK = 1 << 18  # values; a megabyte of float32
 
 
 def blockwise(function: Callable[..., object], out: Tensor, *tensors: Tensor) -> Tensor:
