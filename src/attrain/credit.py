@@ -103,7 +103,7 @@ class LFP:
             objective=Mark(Kind.OBJECTIVE),
             scaled=Action(scale=self.scale),
             scaled_own=Action(scale=self.scale, own=True),
-            is_buffer=self._is_constant,
+            is_constant=self._is_constant,
             warn_once=self._warn_once,
             adopt=self._adopt,
             reenter=self._reenter,

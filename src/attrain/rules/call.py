@@ -7,8 +7,9 @@ ordinary gradient.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-from attrain import audit, marks
+from attrain import marks
 from attrain.errors import CreditError
 from attrain.marks import Kind, Mark
 from attrain.rules.blocks import blockwise
@@ -46,7 +47,7 @@ class Settings:
     plain: Mark
     pending: Mark
     objective: Mark
-    is_buffer: Callable[[Tensor], bool]
+    is_constant: Callable[[Tensor], bool]
     warn_once: Callable[[str, str], None]
     adopt: Callable[[Tensor], Mark | None]
     reenter: Callable[..., Any]
@@ -182,22 +183,14 @@ class Call:
         self.decisions: list[Tensor] = []
         self.constants: list[Tensor] = []
         self.entrants: list[tuple[int | str, Tensor, Mark]] = []
-        place: int | str
-        for place, value in enumerate(args):
+        arguments: Iterable[tuple[int | str, Any]] = chain(enumerate(args), kwargs.items())
+        for place, value in arguments:
             if isinstance(value, Tensor):
                 self._sort(place, value)
             elif isinstance(value, (list, tuple)):
-                self._sort_all(place, value)
-        for place, value in kwargs.items():
-            if isinstance(value, Tensor):
-                self._sort(place, value)
-            elif isinstance(value, (list, tuple)):
-                self._sort_all(place, value)
-
-    def _sort_all(self, place: int | str, values: Sequence[Any]) -> None:
-        for value in values:
-            if isinstance(value, Tensor):
-                self._sort(place, value)
+                for item in value:
+                    if isinstance(item, Tensor):
+                        self._sort(place, item)
 
     def _sort(self, place: int | str, tensor: Tensor) -> None:
         mark = marks.get(tensor)
@@ -220,10 +213,7 @@ class Call:
     def _adopt(self, tensor: Tensor) -> Mark:
         node = tensor.grad_fn
         assert node is not None
-        if node.name() in audit.TRANSPARENT and tensor._base is not None:
-            mark = marks.get(tensor._base)
-        else:
-            mark = self.settings.adopt(tensor)
+        mark = self.settings.adopt(tensor)
         if mark is None:
             raise self.refuse(
                 f"its input of shape {tuple(tensor.shape)} was made by {node.name()}, which credit "
@@ -253,7 +243,7 @@ class Call:
         With parameters alone, such a call is the first layer of a model.
         """
         return any(
-            each.ndim and marks.get(each) is None and not self.settings.is_buffer(each)
+            each.ndim and marks.get(each) is None and not self.settings.is_constant(each)
             for each in self.constants
         )
 
