@@ -16,13 +16,13 @@ from attrain.errors import CreditError, CreditWarning, InputError, unknown
 from attrain.marks import Kind, Mark
 from attrain.rules import activation, linear
 from attrain.rules.activation import refuse_decision
-from attrain.rules.call import Action, Call, Settings
+from attrain.rules.call import Action, Call, Scale, Settings
 from attrain.rules.linear import unsupported
 from attrain.rules.registry import REGISTRY, bookkeeping
 from attrain.wrappers import teach_torch
 
 RULES = ("epsilon", "zero")
-SCALES = ("abs", "relative")
+SCALES = ("abs", "relative", "hypentropy")
 
 
 class LFP:
@@ -45,7 +45,11 @@ class LFP:
     epsilon: the stabiliser of equation 6; 0 is cheapest and, for ReLU networks, exact backprop.
     scale: "abs", feedback = |w| times the gradient under the rules (the paper); "relative"
         divides |w| by its mean over the tensor, so that a learning rate of gradient descent
-        carries over.
+        carries over; "hypentropy" puts sqrt(w^2 + beta^2) in its place, which is LFP for beta 0
+        and beta times gradient descent for a large one (Ghai, Hazan and Singer, 2020).
+    beta: in the units of the weights. "hypentropy" needs it; with "relative" the size of a weight
+        is sqrt(w^2 + beta^2) too, in the mean as well, so that a large beta is gradient descent
+        at its own learning rate. With a beta above 0 parameters that are exactly 0 learn.
     batch_norm: "constant" statistics (equations 9 and 10), or "through" them.
     opposite_sign: "keep" or "flip" the reward where an activation changes the sign (footnote 12).
 
@@ -60,7 +64,8 @@ class LFP:
         rule: Literal["epsilon", "zero"] = "epsilon",
         *,
         epsilon: float = 1e-6,
-        scale: Literal["abs", "relative"] = "abs",
+        scale: Literal["abs", "relative", "hypentropy"] = "abs",
+        beta: float | None = None,
         batch_norm: Literal["constant", "through"] = "constant",
         opposite_sign: Literal["keep", "flip"] = "keep",
     ) -> None:
@@ -76,7 +81,9 @@ class LFP:
             raise InputError(f"epsilon must be a finite number >= 0, got {epsilon!r}.")
         if rule == "zero":
             epsilon = 0.0
+        _check_beta(scale, beta)
         self.rule, self.epsilon, self.scale = rule, float(epsilon), scale
+        self.beta = 0.0 if beta is None else float(beta)
         self.batch_norm, self.opposite_sign = batch_norm, opposite_sign
         self._model: nn.Module | tuple[Tensor, ...] = (
             model if isinstance(model, nn.Module) else _own_tensors(model)
@@ -89,9 +96,10 @@ class LFP:
         self._audited = -1
         self._audited_parts: set[tuple[int, str]] = set()
         self._entered = _Entered()
+        scale = Scale(relative=self.scale == "relative", beta=self.beta)
         self._settings = Settings(
             epsilon=self.epsilon,
-            scale=self.scale,
+            scale=scale,
             batch_norm=self.batch_norm,
             opposite_sign=self.opposite_sign,
             # Known by identity: they live as long as this context, which keeps the model.
@@ -101,8 +109,8 @@ class LFP:
             plain=Mark(audit=self._audit_if_due),
             pending=Mark(epsilon=self.epsilon, audit=self._audit_if_due),
             objective=Mark(Kind.OBJECTIVE),
-            scaled=Action(scale=self.scale),
-            scaled_own=Action(scale=self.scale, own=True),
+            scaled=Action(scale=scale),
+            scaled_own=Action(scale=scale, own=True),
             is_constant=self._is_constant,
             warn_once=self._warn_once,
             adopt=self._adopt,
@@ -111,7 +119,7 @@ class LFP:
         self._mode = _Mode(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        options = ("rule", "epsilon", "scale", "batch_norm", "opposite_sign", "_model")
+        options = ("rule", "epsilon", "scale", "beta", "batch_norm", "opposite_sign", "_model")
         return {name: getattr(self, name) for name in options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -119,9 +127,10 @@ class LFP:
         self._prepare()
 
     def __repr__(self) -> str:
+        beta = f"beta={self.beta:g}, " if self.beta else ""
         return (
             f"LFP({type(self._model).__name__}, epsilon={self.epsilon:g}, scale={self.scale!r}, "
-            f"batch_norm={self.batch_norm!r}, opposite_sign={self.opposite_sign!r})"
+            f"{beta}batch_norm={self.batch_norm!r}, opposite_sign={self.opposite_sign!r})"
         )
 
     @left_to_python
@@ -193,6 +202,8 @@ class LFP:
             warnings.warn(text, CreditWarning, stacklevel=2)
 
     def _warn_of_zeros(self) -> None:
+        if self.beta:
+            return
         names = [
             name
             for name, parameter in _named(self._model)
@@ -204,7 +215,7 @@ class LFP:
                 "zeros",
                 f"exactly zero and, since feedback is scaled by |w|, staying there: {shown}. "
                 "Start them small and random, for example torch.nn.init.normal_(p, std=0.01), "
-                "if they should learn.",
+                "or scale by scale='hypentropy', beta=0.01, if they should learn.",
             )
 
     def _adopt(self, tensor: Tensor) -> Mark | None:
@@ -313,6 +324,21 @@ def _named(model: nn.Module | tuple[Tensor, ...]) -> Iterable[tuple[str, Tensor]
     if isinstance(model, nn.Module):
         return model.named_parameters()
     return ((f"tensor {index}", tensor) for index, tensor in enumerate(model))
+
+
+def _check_beta(scale: str, beta: float | None) -> None:
+    if beta is None:
+        if scale == "hypentropy":
+            raise InputError(
+                "scale='hypentropy' needs beta, in the units of the weights: beta=0.01 is a start."
+            )
+        return
+    if scale == "abs":
+        raise InputError(
+            f"beta={beta!r} has no part in scale='abs': use scale='hypentropy' or 'relative'."
+        )
+    if not 0.0 <= beta < float("inf"):
+        raise InputError(f"beta must be a finite number >= 0, got {beta!r}.")
 
 
 def _lazy(parameter: Tensor) -> bool:

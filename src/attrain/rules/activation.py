@@ -12,7 +12,7 @@ from torch import Tensor
 from attrain import marks
 from attrain.marks import Kind, Mark
 from attrain.rules.blocks import blockwise
-from attrain.rules.call import Action, Call, Credit, name_of, scale_feedback
+from attrain.rules.call import Action, Call, Credit, Scale, name_of, scale_feedback
 
 NO_SIGN = (
     "{name} does not keep the sign of its input: its secant slope is unbounded near 0 and credit "
@@ -208,7 +208,7 @@ class PReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, weight: Tensor, value: Tensor, slope: Tensor, scale: str
+        ctx: Any, z: Tensor, weight: Tensor, value: Tensor, slope: Tensor, scale: Scale
     ) -> Tensor:
         ctx.scaled = (False, True)
         ctx.scale = scale

@@ -26,10 +26,20 @@ _SILENT_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _SILENT_FILES = (str(Path(__file__).parent.parent / "credit.py"),)
 
 
+class Scale(NamedTuple):
+    """What the gradient of a parameter is multiplied by: sqrt(w^2 + beta^2), which is |w| at 0.
+
+    `relative` divides by the mean of that over the tensor.
+    """
+
+    relative: bool = False
+    beta: float = 0.0
+
+
 class Action(NamedTuple):
     """What happens on the way back to one tensor that entered a call."""
 
-    scale: str | None = None  # a parameter: times |w|
+    scale: Scale | None = None  # a parameter: times |w|
     epsilon: float = 0.0  # the stabiliser that the tensor owes
     factor: float = 1.0  # share of the credit, for products of activations
     own: bool = False  # the gradient is nobody else's: it may be changed in place
@@ -40,9 +50,10 @@ class Settings:
     """What a context decides for every call, and what it learns on the way."""
 
     epsilon: float
-    scale: str
+    scale: Scale
     batch_norm: str
     opposite_sign: str
+    gate: str
     parameters: frozenset[int]
     plain: Mark
     pending: Mark
@@ -69,22 +80,23 @@ def stabilise(credit: Tensor, value: Tensor, epsilon: float) -> Tensor:
     return blockwise(lessen, torch.empty_like(credit), credit, value)
 
 
-def scale_feedback(gradient: Tensor, weight: Tensor, scale: str, own: bool = False) -> Tensor:
+def scale_feedback(gradient: Tensor, weight: Tensor, scale: Scale, own: bool = False) -> Tensor:
     """Return the feedback of a parameter, |w| times its gradient (equations 4, 7).
 
-    `scale="relative"` divides by the tensor's mean |w|. With `own`, `gradient` is overwritten.
+    `scale` says what stands for |w|. With `own`, `gradient` is overwritten.
     """
+    divisor = mean_magnitude(weight, scale.beta) if scale.relative else None
     if gradient.is_sparse:
         gradient = gradient.coalesce()
         rows = gradient.indices()[0]
-        values = gradient.values() * weight[rows].abs()
-        if scale == "relative":
-            values /= mean_magnitude(weight)
-        return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape)
-    divisor = mean_magnitude(weight) if scale == "relative" else None
-    if not own or gradient.dtype != weight.dtype or torch.is_grad_enabled():
-        magnitude = weight.abs() if divisor is None else weight.abs() / divisor
-        return gradient * magnitude
+        values = gradient.values() * magnitude(weight[rows], scale.beta)
+        if divisor is not None:
+            values /= divisor
+        indices, shape = gradient.indices(), gradient.shape  # valid, for autograd made them
+        return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+    if scale.beta or not own or gradient.dtype != weight.dtype or torch.is_grad_enabled():
+        factor = magnitude(weight, scale.beta)
+        return gradient * (factor if divisor is None else factor / divisor)
 
     def grade(gradient: Tensor, scratch: Tensor, weight: Tensor) -> None:
         torch.abs(weight, out=scratch)
@@ -93,9 +105,19 @@ def scale_feedback(gradient: Tensor, weight: Tensor, scale: str, own: bool = Fal
     return blockwise(grade, gradient, weight)
 
 
-def mean_magnitude(weight: Tensor) -> Tensor:
+def magnitude(weight: Tensor, beta: float = 0.0) -> Tensor:
+    """Return sqrt(w^2 + beta^2), the inverse of hypentropy's second derivative; |w| for beta 0."""
+    if beta == 0.0:
+        return weight.abs()
+    if weight.dtype == torch.float16:  # a square of it may vanish
+        return magnitude(weight.float(), beta).to(weight.dtype)
+    return weight.square().add_(beta * beta).sqrt_()
+
+
+def mean_magnitude(weight: Tensor, beta: float = 0.0) -> Tensor:
     """Return mean |w|, kept above zero so that a tensor of zeros has feedback zero, not NaN."""
-    total = torch.linalg.vector_norm(weight.detach(), 1)
+    sizes = weight.detach() if beta == 0.0 else magnitude(weight.detach(), beta)
+    total = torch.linalg.vector_norm(sizes, 1)
     mean: Tensor = (total / weight.numel()).clamp_min_(torch.finfo(weight.dtype).tiny)
     return mean
 

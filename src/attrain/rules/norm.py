@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attrain.rules.activation import Secant
-from attrain.rules.call import Call, Credit, scale_feedback, stabilise
+from attrain.rules.call import Call, Credit, Scale, scale_feedback, stabilise
 
 
 def _finish(
@@ -43,7 +43,7 @@ class BatchNorm(torch.autograd.Function):
         momentum: float,
         eps: float,
         owed: float,
-        scale: str,
+        scale: Scale,
     ) -> Tensor:
         ctx.scaled = (False, True, True)
         ctx.eps, ctx.owed, ctx.scale = eps, owed, scale
@@ -79,7 +79,7 @@ class LayerNorm(torch.autograd.Function):
         shape: list[int],
         eps: float,
         owed: float,
-        scale: str,
+        scale: Scale,
     ) -> Tensor:
         ctx.scaled = (False, True, True)
         ctx.shape, ctx.owed, ctx.scale = shape, owed, scale
@@ -117,7 +117,7 @@ class Standardise(torch.autograd.Function):
         inverse: Tensor,
         shape: tuple[int, ...],
         owed: float,
-        scale: str,
+        scale: Scale,
     ) -> Tensor:
         ctx.scaled = (False, True, True)
         ctx.shape, ctx.owed, ctx.scale = shape, owed, scale
