@@ -22,6 +22,7 @@ from attrain.config import (
     CompareConfig,
     EvaluateConfig,
     PruneConfig,
+    StudyConfig,
     TrainConfig,
     TrainingConfig,
     default_from,
@@ -145,13 +146,16 @@ def flags(config: type) -> set[str]:
     return {
         "--" + entry.name.replace("_", "-")
         for entry in dataclasses.fields(config)
-        if entry.name not in ("path", "training")
+        if entry.name not in ("path", "study", "training")
     }
 
 
 def test_the_command_line_page_has_every_flag_and_no_other() -> None:
     known = set[str]().union(
-        *map(flags, (CompareConfig, TrainConfig, TrainingConfig, EvaluateConfig, PruneConfig))
+        *map(
+            flags,
+            (CompareConfig, TrainConfig, TrainingConfig, EvaluateConfig, PruneConfig, StudyConfig),
+        )
     )
     told = {word.strip(",") for word in words("reference/command-line.md") if word[:2] == "--"}
     switches = {"--no-" + word[5:] for word in told if word.startswith("--no-")}

@@ -19,7 +19,7 @@ import attrain
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = ["constraints.txt", "constraints-cpu.txt"]
-COMMANDS = [[], ["compare"], ["train"], ["evaluate"], ["prune"], ["report"]]
+COMMANDS = [[], ["compare"], ["train"], ["evaluate"], ["prune"], ["study"], ["report"]]
 
 
 def tracked_files() -> list[Path]:

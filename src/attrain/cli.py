@@ -1,4 +1,4 @@
-"""The command line: `attrain compare`, `train`, `evaluate`, `prune` and `report`."""
+"""The command line: `attrain compare`, `train`, `evaluate`, `prune`, `study`, `report`."""
 
 import dataclasses
 import json
@@ -16,6 +16,7 @@ from attrain.config import (
     EvaluateConfig,
     PruneConfig,
     ReportConfig,
+    StudyConfig,
     TrainConfig,
     check_evaluate,
     check_job,
@@ -80,6 +81,7 @@ def parse(arguments: Sequence[str]) -> Any:
         | Annotated[TrainConfig, tyro.conf.subcommand("train", default=train)]
         | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
         | Annotated[PruneConfig, tyro.conf.subcommand("prune")]
+        | Annotated[StudyConfig, tyro.conf.subcommand("study")]
         | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     )
     return tyro.cli(
@@ -107,6 +109,8 @@ def _dispatch(config: Any, arguments: Sequence[str]) -> int:
         return _evaluate(config)
     if isinstance(config, PruneConfig):
         return _prune(config)
+    if isinstance(config, StudyConfig):
+        return _study(config, arguments)
     return _report(config)
 
 
@@ -166,6 +170,28 @@ def _prune(config: PruneConfig) -> int:
         f"\n{config.amount:.0%} removed: accuracy {told['accuracy_before']:.1%} before, "
         f"{told['accuracy_after']:.1%} after.\nWeights: {out}"
     )
+    return 0
+
+
+def _study(config: StudyConfig, arguments: Sequence[str]) -> int:
+    from attrain.studies import STUDIES, check
+
+    if config.study == "list":
+        width = max(map(len, STUDIES))
+        for name, entry in STUDIES.items():
+            print(f"{name:<{width}}  {entry.title}")
+        return 0
+    check(config)
+    out = config.out or free_folder("study", config.study, config.resume)
+    try:
+        from attrain.studies.runner import run_study
+
+        run_study(dataclasses.replace(config, out=out))
+    except KeyboardInterrupt:
+        _tell(f"interrupted. To go on: {_resuming(arguments, out)}")
+        return INTERRUPTED
+    print((out / "report.md").read_text())
+    print(f"Report: {out / 'report.md'}")
     return 0
 
 

@@ -154,6 +154,22 @@ class ReportConfig:
     """Folder that `attrain compare` or `attrain train` wrote."""
 
 
+@dataclass(frozen=True)
+class StudyConfig:
+    """Measure a table or figure of the papers again; `attrain study list` tells which there are."""
+
+    study: str
+    """Study: one of `attrain study list`."""
+    budget: str = "quick"
+    """Effort: smoke (seconds), quick (at most 15 minutes on two cores) or full (the paper's)."""
+    out: Path | None = None
+    """Folder of the results. None: the next free runs/study-STUDY."""
+    resume: bool = False
+    """Continue an interrupted study: rows that were measured are kept."""
+    jobs: int = 0
+    """Rows measured side by side, each in a process with one thread. 0: one per core."""
+
+
 J = TypeVar("J", bound=JobConfig)
 
 

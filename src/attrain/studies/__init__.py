@@ -1,0 +1,51 @@
+"""Studies: tables and figures of the papers, measured again; `attrain study` runs them.
+
+To add one: write a module here with a `STUDY` (see `study.Study`) and enter it in `STUDIES`. The
+modules are imported only when they are asked for, so that the command line stays light.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from attrain.config import StudyConfig
+from attrain.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from attrain.studies.study import Study
+
+BUDGETS = ("smoke", "quick", "full")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a study is, and what it is about in a line."""
+
+    module: str
+    title: str
+
+
+STUDIES: Mapping[str, Entry] = {
+    "lfp-fig4": Entry("fig4", "Two weights: where LFP and gradient descent walk"),
+}
+
+
+def check(config: StudyConfig) -> None:
+    """Refuse an unknown study or budget and a negative number of jobs; raises `InputError`."""
+    if config.study not in STUDIES:
+        raise unknown("study", config.study, STUDIES)
+    if config.budget not in BUDGETS:
+        raise unknown("budget", config.budget, BUDGETS)
+    if config.jobs < 0:
+        raise InputError(
+            f"--jobs {config.jobs} is not possible: give 1 or more, or 0 for all cores."
+        )
+
+
+def find(name: str) -> "Study[Any]":
+    """Return the study called `name`; raises `InputError` with the nearest known name."""
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    study: Study[Any] = import_module(f"attrain.studies.{STUDIES[name].module}").STUDY
+    return study
