@@ -1,7 +1,8 @@
 """Slow, obvious twins: LFP in rewards, neuron by neuron, as the paper writes it (float64).
 
 Every layer is a class with `forward(a)` and `backward(r)`: the reward of its inputs (equation 3),
-and in `feedback` the update direction of its parameters (equations 4, 7, 10). Nothing here knows
+in `feedback` the update direction of its parameters (equations 4, 7, 10), and in `relevance` what
+came along the connections of each weight (the r_ij of equation 3). Nothing here knows
 of autograd, or that a reward is an activation times a credit.
 """
 
@@ -41,6 +42,7 @@ class Layer:
 
     def __init__(self, seen: Array | None = None) -> None:
         self.feedback: dict[str, Array] = {}
+        self.relevance: dict[str, Array] = {}
         self.seen = seen
 
     def agreed(self, z: Array) -> Array:
@@ -75,16 +77,18 @@ class Linear(Layer):
 
     def backward(self, r: Array) -> Array:
         r_in = np.zeros_like(self.a)
-        d_w = np.zeros_like(self.w)
+        d_w, r_w = np.zeros_like(self.w), np.zeros_like(self.w)
         d_b = np.zeros(len(self.w))
         for n in range(len(self.a)):
             for j in range(len(self.w)):
                 s = share(r[n, j], self.z[n, j], self.epsilon)
                 r_in[n] += self.w[j] * self.a[n] * s
+                r_w[j] += self.w[j] * self.a[n] * s
                 d_w[j] += np.abs(self.w[j]) * self.a[n] * s
                 if self.b is not None:
                     d_b[j] += abs(self.b[j]) * s
         self.feedback = {"weight": d_w} | ({} if self.b is None else {"bias": d_b})
+        self.relevance = {"weight": r_w}
         return r_in
 
 
@@ -139,16 +143,18 @@ class Conv2d(Layer):
 
     def backward(self, r: Array) -> Array:
         r_in = np.zeros_like(self.padded)
-        d_w = np.zeros_like(self.w)
+        d_w, r_w = np.zeros_like(self.w), np.zeros_like(self.w)
         d_b = np.zeros(len(self.w))
         for index, window in self.outputs():
             c = index[1]
             s = share(r[index], self.z[index], self.epsilon)
             r_in[window] += self.w[c] * self.padded[window] * s
+            r_w[c] += self.w[c] * self.padded[window] * s
             d_w[c] += np.abs(self.w[c]) * self.padded[window] * s
             if self.b is not None:
                 d_b[c] += abs(self.b[c]) * s
         self.feedback = {"weight": d_w} | ({} if self.b is None else {"bias": d_b})
+        self.relevance = {"weight": r_w}
         ph, pw = self.pad
         return r_in[:, :, ph : r_in.shape[2] - ph, pw : r_in.shape[3] - pw]
 
@@ -287,6 +293,7 @@ class Chain(Layer):
         for name, layer in reversed(self.layers.items()):
             r = layer.backward(r)
             self.feedback |= {f"{name}.{key}": value for key, value in layer.feedback.items()}
+            self.relevance |= {f"{name}.{key}": value for key, value in layer.relevance.items()}
         return r
 
 
@@ -308,6 +315,7 @@ class Residual(Layer):
             s[index] = share(r[index], self.z[index], self.epsilon)
         r_in = self.main.backward(self.left * s) + self.skip.backward(self.right * s)
         self.feedback = self.main.feedback | self.skip.feedback
+        self.relevance = self.main.relevance | self.skip.relevance
         return r_in
 
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import array, twin
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
+from torch.utils.data import DataLoader, TensorDataset
 
 from attrain import pruning
 from attrain.errors import InputError
@@ -83,7 +85,8 @@ def test_masks_equal_twin(amount, scope):
 @given(amount=st.floats(0, 1), criterion=st.sampled_from(sorted(pruning.CRITERIA)))
 def test_number_removed_is_exact(amount, criterion):
     model = small_model()
-    keep = pruning.masks(model, amount, criterion)
+    data = [(torch.randn(4, 2, 4, 4), torch.arange(4))]
+    keep = pruning.masks(model, amount, criterion, data=data)
     removed = {name: int((~mask).sum()) for name, mask in keep.items()}
     if criterion == "magnitude-local":
         for name, mask in keep.items():
@@ -345,3 +348,125 @@ def test_model_that_cannot_be_copied_is_refused():
     model.last = model(torch.randn(1, 3))
     with pytest.raises(InputError, match="the model cannot be copied"):
         pruning.prune(model, 0.5)
+
+
+def classifier(norm=False):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3),
+        *([nn.BatchNorm2d(3)] if norm else []),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+    ).double()
+    return randomise_norms(model).eval()
+
+
+def pictures(count=7):
+    torch.manual_seed(1)
+    return TensorDataset(torch.randn(count, 2, 7, 7).double(), torch.arange(count) % 4)
+
+
+def twin_relevance(model, data, epsilon):
+    """Sum what the slow twin sends along every connection, starting from the true class's logit."""
+    x, y = data.tensors
+    seen = {}
+    hooks = [
+        module.register_forward_hook(lambda module, _, out: seen.update({module: array(out)}))
+        for module in model.modules()
+    ]
+    with torch.no_grad():
+        out = array(model(x))
+    for hook in hooks:
+        hook.remove()
+    slow = twin(model, epsilon, F.relu, seen)
+    slow.forward(array(x))
+    r = out * 0
+    for n, label in enumerate(y.tolist()):
+        r[n, label] = out[n, label]
+    slow.backward(r)
+    return {name: abs(value) for name, value in slow.relevance.items()}
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch-norm"])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6, 0.1])
+def test_relevance_equals_the_twin(epsilon, norm):
+    model, data = classifier(norm), pictures()
+    wanted = twin_relevance(model, data, epsilon)
+    found = pruning.relevance(model, data, epsilon=epsilon)
+    assert found.keys() == wanted.keys() and len(found) == 3
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], torch.from_numpy(value), rtol=1e-10, atol=1e-13)
+
+
+def test_relevance_is_summed_before_its_size_is_taken_whatever_the_batches():
+    model, data = classifier(), pictures()
+    whole = pruning.relevance(model, data)
+    for size in (1, 3):
+        for name, value in pruning.relevance(model, DataLoader(data, batch_size=size)).items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-10, atol=1e-13)
+    x, y = data.tensors
+    apart = [pruning.relevance(model, [(x[n : n + 1], y[n : n + 1])]) for n in range(len(x))]
+    for name, value in whole.items():
+        sizes = sum(each[name] for each in apart)
+        assert (value <= sizes + 1e-12).all()
+        assert name != "0.weight" or (value < 0.9 * sizes).any()
+
+
+def test_relevance_leaves_the_model_alone():
+    model, data = classifier(norm=True).train(), pictures()
+    model[0].weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        pruning.relevance(model, data)
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert not model[0].weight.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_relevance_decides_which_weights_go():
+    model, data = classifier(), pictures()
+    scores = pruning.relevance(model, data)
+    keep = pruning.masks(model, 0.5, "relevance", data=data)
+    lowest_kept = min(float(scores[name][mask].min()) for name, mask in keep.items())
+    assert all((scores[name][~mask] <= lowest_kept).all() for name, mask in keep.items())
+    curve = pruning.curve(model, lambda _: 0.5, [0.0, 0.5], "relevance", data=data)
+    assert curve == {"removed": [0.0, 0.5], "accuracy": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize("criterion", pruning.CRITERIA)
+def test_convolutions_alone_can_be_pruned(criterion):
+    model, data = classifier(), pictures()
+    pruned = pruning.prune(model, 0.5, criterion, data=data, layers="conv")
+    assert int((pruned[0].weight == 0).sum()) == 27
+    assert pruned[4].weight.all() and pruned[6].weight.all()
+    everything = pruning.prune(model, 1.0, criterion, data=data)
+    assert not any(everything[index].weight.any() for index in (0, 4, 6))
+
+
+def test_what_relevance_cannot_use_is_refused():
+    model, data = classifier(), pictures()
+    x, y = data.tensors
+    with pytest.raises(InputError, match=r"looks at samples: give data=, such as the training set"):
+        pruning.prune(model, 0.5, "relevance")
+    for wrong, text in (
+        ([], "zero samples"),
+        ([(x[:0], y[:0])], "zero samples"),
+        ([x], "data gave a Tensor: a dataset of tensors"),
+        ([(x, y, y)], "data gave a tuple"),
+        ([(x, y.double())], r"got outputs \[7, 4\] and labels \[7\] of torch.float64"),
+        ([(x, y[:3])], r"got outputs \[7, 4\] and labels \[3\]"),
+        ([(x, y + 1)], "labels go from 1 to 4, but the model has 4 outputs"),
+    ):
+        with pytest.raises(InputError, match=text):
+            pruning.relevance(model, wrong)
+
+
+def test_layers_that_are_not_there_are_refused():
+    with pytest.raises(InputError, match="unknown kind of layers 'convs'. Did you mean 'conv'"):
+        pruning.prune(small_model(), 0.5, layers="convs")
+    with pytest.raises(InputError, match="the model has no convolution layer"):
+        pruning.prune(nn.Linear(3, 3), 0.5, layers="conv")

@@ -340,7 +340,11 @@ def _analyse(model: nn.Module, data: Data, trained: Trained) -> dict[str, Any]:
     def accuracy(pruned: nn.Module) -> float:
         return float((predict(pruned, data.test).argmax(1) == y).double().mean())
 
-    pruning = {name: curve(model, accuracy, AMOUNTS, name) for name in CRITERIA}
+    pruning = {
+        name: curve(model, accuracy, AMOUNTS, name)
+        for name, criterion in CRITERIA.items()
+        if not criterion.needs_data  # another pass over all samples
+    }
     weights = weight_summary(connection_weights(fold_batch_norm(model)))
     left = dict(zip(AMOUNTS, pruning["magnitude-global"]["accuracy"], strict=True))
     pairs = y * data.num_classes + predicted

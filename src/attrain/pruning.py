@@ -7,22 +7,28 @@ of that layer's weights arbitrary.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils.data import TensorDataset
 
+from attrain.credit import LFP
 from attrain.errors import InputError, unknown
 from attrain.metrics.sparsity import CONVOLUTIONS, connection_weights
 
 AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
+LAYERS = ("all", "conv")
+_RELEVANCE_BATCH = 256
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Weights = dict[str, Tensor]
+Samples = TensorDataset | Iterable[Sequence[Tensor]]
+Layers = Literal["all", "conv"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,15 @@ class Criterion:
     """What makes a weight matter.
 
     Attributes:
-        scores: from a model to one score per weight of `connection_weights`, in the same names and
-            shapes; the lowest are removed first.
+        scores: from a model (and samples, with `needs_data`) to one score per weight of
+            `connection_weights`, in the same names and shapes; the lowest are removed first.
         scope: whether weights compete within their layer or across the whole model.
+        needs_data: whether `scores` looks at samples.
     """
 
-    scores: Callable[[nn.Module], Weights]
+    scores: Callable[..., Weights]
     scope: Literal["local", "global"]
+    needs_data: bool = False
 
 
 def magnitude(model: nn.Module) -> Weights:
@@ -44,35 +52,89 @@ def magnitude(model: nn.Module) -> Weights:
     return {name: weight.abs() for name, weight in connection_weights(model).items()}
 
 
+def relevance(model: nn.Module, data: Samples, *, epsilon: float = 1e-6) -> Weights:
+    """Return |sum of R_ij| for every weight of linear and convolution layers (paper 001, A.6.3).
+
+    R_ij = w_ij a_i R_j / (z_j + sign(z_j) epsilon) is what LRP-epsilon sends along a connection,
+    starting from the logit of the true class. It is summed over the samples, and over the places
+    where a convolution uses the weight; the size is taken at the end. The model runs in eval mode
+    and is left untouched.
+
+    Args:
+        model: turns inputs into logits [N, C].
+        data: a dataset of tensors (x, y), or batches of them, y [N] being class indices. The
+            training set; the paper took the test set.
+        epsilon: LRP's stabiliser.
+
+    Raises InputError for no samples or labels that do not fit; CreditError as `attrain.LFP`.
+    """
+    run = _copy(model).eval().requires_grad_(False)
+    weights = {name: run.get_parameter(name).requires_grad_() for name in _plain_weights(run)}
+    totals = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
+    credit, seen = LFP(run, epsilon=epsilon), 0
+    for x, y in _batches(data, next(iter(weights.values()), torch.empty(0)).device):
+        with credit, torch.enable_grad():
+            out = run(x)
+            _check_labels(out, y)
+            # A gradient of 1 at this logit is a credit of 1 per unit: it starts with R = logit.
+            chosen = out.gather(1, y.unsqueeze(1)).sum()
+        for weight in weights.values():
+            weight.grad = None
+        if len(y):
+            chosen.backward()
+        seen += len(y)
+        for name, weight in weights.items():
+            if weight.grad is not None:  # |w| times the slope, of which R is w times
+                totals[name] += (weight.grad * weight.detach().sign()).double()
+    if not seen:
+        raise InputError("zero samples: relevance is summed over data, so give some.")
+    return {name: total.abs() for name, total in totals.items()}
+
+
 CRITERIA: dict[str, Criterion] = {
     "magnitude-global": Criterion(magnitude, "global"),
     "magnitude-local": Criterion(magnitude, "local"),
+    "relevance": Criterion(relevance, "global", needs_data=True),
 }
 
 
 def masks(
-    model: nn.Module, amount: float, criterion: str | Criterion = "magnitude-global"
+    model: nn.Module,
+    amount: float,
+    criterion: str | Criterion = "magnitude-global",
+    *,
+    data: Samples | None = None,
+    layers: Layers = "all",
 ) -> Weights:
     """Return a boolean mask per weight tensor, True for the weights that stay.
 
     Exactly round(amount * n) weights go, n being their number in the model ("global") or in each
     layer ("local"). Of equal scores the earlier weight goes first; a tensor that two layers share
-    is counted once. Raises InputError for an amount outside 0..1, an unknown criterion, a model
-    without such weights, or weights that are NaN or infinite.
+    is counted once. `data` are the samples of a criterion that looks at them; `layers` says which
+    weights compete at all: "all", or those of convolutions ("conv", as in the paper's A.6.3).
+
+    Raises InputError for an amount outside 0..1, an unknown criterion or kind of layers, missing
+    data, a model without such weights, or weights that are NaN or infinite.
     """
     _check_amount(amount)
-    return _keep(_removal_order(model, _criterion(criterion)), amount)
+    return _keep(_removal_order(model, _criterion(criterion), data, layers), amount)
 
 
 def prune(
-    model: nn.Module, amount: float, criterion: str | Criterion = "magnitude-global"
+    model: nn.Module,
+    amount: float,
+    criterion: str | Criterion = "magnitude-global",
+    *,
+    data: Samples | None = None,
+    layers: Layers = "all",
 ) -> nn.Module:
     """Return a copy of `model` with the least important weights set to zero.
 
-    `amount` is the share of the weights of linear and convolution layers that go. The model itself
-    is untouched; errors as in `masks`.
+    `amount` is the share that goes of the weights of linear and convolution layers, or of those
+    that `layers` names. The model itself is untouched; the other arguments and errors are those
+    of `masks`.
     """
-    keep = masks(model, amount, criterion)
+    keep = masks(model, amount, criterion, data=data, layers=layers)
     pruned = _copy(model)
     weights = _plain_weights(pruned)
     for name, mask in keep.items():
@@ -87,6 +149,8 @@ def curve(
     criterion: str | Criterion = "magnitude-global",
     *,
     fold: bool = True,
+    data: Samples | None = None,
+    layers: Layers = "all",
 ) -> dict[str, list[float]]:
     """Return what `evaluate` says of the model with each of `amounts` of its weights removed.
 
@@ -96,13 +160,16 @@ def curve(
         amounts: shares of the weights to remove, each in 0..1.
         criterion: name in `CRITERIA`, or a criterion.
         fold: fold BatchNorm into the layers before it first (paper 001, A.6.3).
+        data: samples for a criterion that looks at them.
+        layers: which weights compete, as in `masks`.
 
     Returns {"removed": [...], "accuracy": [...]}. Raises InputError as `masks` does.
     """
     for amount in amounts:
         _check_amount(amount)
     pruned = fold_batch_norm(model) if fold else _copy(model)
-    order = _removal_order(pruned, _criterion(criterion))  # one sorting serves all amounts
+    # One sorting serves all amounts.
+    order = _removal_order(pruned, _criterion(criterion), data, layers)
     weights = _plain_weights(pruned)
     originals = {name: weights[name].clone() for name in order}
     accuracy = []
@@ -170,11 +237,20 @@ def _criterion(criterion: str | Criterion) -> Criterion:
     return CRITERIA[criterion]
 
 
-def _removal_order(model: nn.Module, criterion: Criterion) -> dict[str, tuple[Tensor, int]]:
+def _removal_order(
+    model: nn.Module, criterion: Criterion, data: Samples | None, layers: str
+) -> dict[str, tuple[Tensor, int]]:
     """Return, by name, each weight's place in the order of removal and how many compete."""
-    scores = criterion.scores(model)
+    if layers not in LAYERS:
+        raise unknown("kind of layers", str(layers), LAYERS)
+    if criterion.needs_data and data is None:
+        raise InputError("this criterion looks at samples: give data=, such as the training set.")
+    scores = criterion.scores(model, data) if criterion.needs_data else criterion.scores(model)
+    if layers == "conv":
+        scores = {name: score for name, score in scores.items() if _in_convolution(model, name)}
     if not scores:
-        raise InputError("the model has no linear or convolution layer: nothing can be pruned.")
+        kind = "convolution layer" if layers == "conv" else "linear or convolution layer"
+        raise InputError(f"the model has no {kind}: nothing can be pruned.")
     for name, score in scores.items():
         broken = int((~torch.isfinite(score)).sum())
         if broken:
@@ -191,6 +267,41 @@ def _removal_order(model: nn.Module, criterion: Criterion) -> dict[str, tuple[Te
         name: (part.view(score.shape).to(score.device), len(places))
         for (name, score), part in zip(scores.items(), parts, strict=True)
     }
+
+
+def _in_convolution(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), CONVOLUTIONS)
+
+
+def _batches(data: Samples, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and labels of `data`, batch by batch, on `device`."""
+    parts: Iterable[Sequence[Tensor]] = (
+        zip(*(torch.split(each, _RELEVANCE_BATCH) for each in data.tensors), strict=True)
+        if isinstance(data, TensorDataset)
+        else data
+    )
+    for part in parts:
+        if not isinstance(part, Sequence) or len(part) != 2:
+            raise InputError(
+                f"data gave a {type(part).__name__}: a dataset of tensors (x, y) is wanted, or "
+                "batches of them."
+            )
+        x, y = part
+        yield x.to(device), y.to(device)
+
+
+def _check_labels(out: Tensor, y: Tensor) -> None:
+    """Raise InputError unless `out` are logits [N, C] and `y` class indices [N]."""
+    if out.ndim != 2 or y.shape != out.shape[:1] or y.dtype.is_floating_point:
+        raise InputError(
+            f"logits [N, C] and class indices [N] are wanted: got outputs {list(out.shape)} and "
+            f"labels {list(y.shape)} of {y.dtype}."
+        )
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < out.shape[1]:
+        raise InputError(
+            f"labels go from {int(y.min())} to {int(y.max())}, but the model has "
+            f"{out.shape[1]} outputs."
+        )
 
 
 def _places(scores: Tensor) -> Tensor:
