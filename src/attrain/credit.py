@@ -19,6 +19,7 @@ from attrain.rules.activation import refuse_decision
 from attrain.rules.call import Action, Call, Scale, Settings
 from attrain.rules.linear import unsupported
 from attrain.rules.registry import REGISTRY, bookkeeping
+from attrain.rules.spiking import check_neurons
 from attrain.wrappers import teach_torch
 
 RULES = ("epsilon", "zero")
@@ -38,6 +39,9 @@ class LFP:
     What torch.compile made runs eagerly inside the context, because a compiled graph has no rules:
     the feedback is right and the compiler gains nothing there.
 
+    In a model with spiking neurons of snnTorch or SpikingJelly, epsilon stands in their spike
+    function (attrain.spiking.secant_spike) alone.
+
     Parameters
     ----------
     model: a module, or the tensors that count as parameters of functional code.
@@ -54,8 +58,8 @@ class LFP:
     opposite_sign: "keep" or "flip" the reward where an activation changes the sign (footnote 12).
 
     Raises InputError for unknown options; CreditError, inside the context, for a function that has
-    no rule. Warns (CreditWarning) by name of parameters that are exactly zero, which |w| keeps
-    there, and of activations that do not keep the sign.
+    no rule, and for spiking neurons that have none. Warns (CreditWarning) by name of parameters
+    that are exactly zero, which |w| keeps there, and of activations that do not keep the sign.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class LFP:
         self._warn_of_zeros()
 
     def _prepare(self) -> None:
+        spiking = isinstance(self._model, nn.Module) and check_neurons(self._model)
         self._warned: set[str] = set()
         self._audited = -1
         self._audited_parts: set[tuple[int, str]] = set()
@@ -107,7 +112,8 @@ class LFP:
                 () if isinstance(self._model, nn.Module) else map(id, self._model)
             ),
             plain=Mark(audit=self._audit_if_due),
-            pending=Mark(epsilon=self.epsilon, audit=self._audit_if_due),
+            # Sums that make a membrane are one neuron, whose stabiliser is in its spike.
+            pending=Mark(epsilon=0.0 if spiking else self.epsilon, audit=self._audit_if_due),
             objective=Mark(Kind.OBJECTIVE),
             scaled=Action(scale=scale),
             scaled_own=Action(scale=scale, own=True),

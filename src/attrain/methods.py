@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from attrain.errors import unknown
+from attrain.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,7 +24,8 @@ class Method:
     `credit` holds the options of `attrain.LFP`, or None for gradient descent. `objective` is the
     loss: "cross_entropy", or the name of a reward. `l1` is the factor of the sum of |w| over the
     weights of linear and convolution layers that is added to the loss. The learning rate is for
-    torch's SGD.
+    torch's SGD. `adaptive_clipping` is the largest |g| / |w| of a neuron; where it is not 0 it
+    takes the place of clipping by the norm of the whole gradient.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     credit: Mapping[str, Any] | None = None
     objective: str = "cross_entropy"
     citation: str = ""
+    adaptive_clipping: float = 0.0
 
 
 _KNOWN = (
@@ -86,7 +88,33 @@ _KNOWN = (
         l1=1e-3,
     ),
 )
-METHODS = {method.name: method for method in _KNOWN}
+
+_FOR_SPIKING_MODELS = (
+    Method(
+        name="lfp",
+        description=(
+            "Layer-wise Feedback Propagation through the spikes themselves, rewarded by the spike "
+            "counts of the outputs; each neuron's feedback is clipped to 2% of its weights."
+        ),
+        learning_rate=0.25,
+        credit={"rule": "epsilon", "epsilon": 1e-6, "scale": "abs"},
+        objective="spike_count",
+        citation=LFP_PAPER,
+        adaptive_clipping=0.02,
+    ),
+    Method(
+        name="surrogate",
+        description=(
+            "Gradient descent on the cross entropy of the spikes in each step, with the slope of "
+            "x / (1 + 25 |x|) in place of a spike's; clipped as lfp is. For spiking models."
+        ),
+        learning_rate=0.25,
+        citation=LFP_PAPER,
+        adaptive_clipping=0.02,
+    ),
+)
+SPIKING_METHODS = {method.name: method for method in _FOR_SPIKING_MODELS}
+METHODS = {method.name: method for method in (*_KNOWN, SPIKING_METHODS["surrogate"])}
 
 
 def find(name: str) -> Method:
@@ -95,6 +123,33 @@ def find(name: str) -> Method:
         return METHODS[name]
     except KeyError:
         raise unknown("method", name, METHODS) from None
+
+
+def fitting(method: Method, model: "nn.Module") -> Method:
+    """Return `method` with the settings that suit `model`: spiking models have their own.
+
+    Raises InputError for a method that cannot train the model.
+    """
+    if is_spiking(model):
+        if method.name not in SPIKING_METHODS:
+            raise InputError(
+                f"method {method.name!r} cannot train a spiking model: a spike has no gradient. "
+                f"Methods for it: {', '.join(SPIKING_METHODS)}."
+            )
+        return SPIKING_METHODS[method.name]
+    if method.name == "surrogate":
+        raise InputError(
+            "method 'surrogate' is for spiking models (mlp-snn, lenet-snn): use sgd, which needs "
+            "no surrogate here."
+        )
+    return method
+
+
+def is_spiking(model: "nn.Module") -> bool:
+    """Return whether `model` is one of attrain's spiking models."""
+    from attrain.models import SpikingNet
+
+    return isinstance(model, SpikingNet)
 
 
 class BatchLoss:
@@ -121,6 +176,9 @@ class BatchLoss:
 
             self.penalised = list(connection_weights(model))
         self.credit = None
+        self.spiking = is_spiking(model)
+        if self.spiking:
+            cast(Any, model).spike_by("surrogate" if method.credit is None else "secant")
         self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
         if method.credit is not None:
             from attrain.credit import LFP
@@ -136,6 +194,8 @@ class BatchLoss:
 
         `x` are inputs [N, ...] and `y` class indices [N].
         """
+        if self.spiking:
+            return self._of_spikes(x, y)
         if self.credit is None:
             out = self.forward(x)
         else:
@@ -145,6 +205,18 @@ class BatchLoss:
         if self.penalised:
             loss = loss + self.l1 * _sum_of_sizes(self.model, self.penalised)
         return loss, out
+
+    def _of_spikes(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Return the loss of spikes [T, N, C], and the firing rates [N, C]."""
+        forward: Any = self.forward
+        if self.credit is None:
+            spikes = forward(x, per_step=True)
+            loss = self.loss(spikes.flatten(0, 1), y.repeat(len(spikes)))
+        else:
+            with self.credit:
+                spikes = forward(x, per_step=True)
+            loss = self.loss(spikes, y)
+        return loss, spikes.detach().mean(0)
 
 
 def _sum_of_sizes(model: "nn.Module", names: "list[str]") -> "Tensor":

@@ -5,15 +5,16 @@ import inspect
 import math
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from attrain.errors import AttrainError, InputError, unknown
+from attrain.spiking import secant_spike
 
 _PADDED_BELOW = 16  # two 5x5 convolutions, each pooled by two, need a side of 16
 
@@ -135,6 +136,138 @@ class VGGLike(nn.Sequential):
         super().__init__(layers)
 
 
+class SpikingNet(nn.Module):
+    """Layers of leaky integrate-and-fire neurons of snnTorch, [N, ...] -> firing rates [N, C].
+
+    `stages` make the currents of each layer of neurons. A sample is shown in each of the `steps`
+    (constant encoding), so the currents of the first layer are computed once for all of them.
+    Layers are run one after the other over all steps, which for a network without connections back
+    is the same as step by step. `beta` is the decay of the membrane, `threshold` where it fires.
+    `spikes` says what the neurons hand back: "secant" (credit) or "surrogate" (the slope of
+    x / (1 + 25 |x|)); paper 001, A.5 and A.6.4. Raises InputError for numbers out of range and
+    without the extra `snn`.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        *,
+        steps: int = 15,
+        beta: float = 0.9,
+        threshold: float = 1.0,
+        rule: Literal["pure", "paper"] = "pure",
+        spikes: Literal["secant", "surrogate"] = "secant",
+    ) -> None:
+        super().__init__()
+        if steps < 1 or not 0.0 <= beta <= 1.0:
+            raise InputError(
+                f"a spiking model needs steps of at least 1 and beta in 0..1, got steps={steps} "
+                f"and beta={beta}."
+            )
+        try:
+            from snntorch import Leaky
+        except ImportError as error:
+            raise InputError(
+                f"spiking models need an extra that is missing ({error}): pip install attrain[snn]."
+            ) from error
+        self.steps, self.beta, self.threshold, self.rule = steps, beta, threshold, rule
+        self.stages = nn.ModuleList(stages)
+        self.neurons = nn.ModuleList(Leaky(beta=beta, threshold=threshold) for _ in stages)
+        self.spike_by(spikes)
+
+    def spike_by(self, spikes: Literal["secant", "surrogate"]) -> None:
+        """Give every neuron its way back, a secant (for credit) or a surrogate's slope."""
+        if spikes not in ("secant", "surrogate"):
+            raise unknown("way back through spikes", str(spikes), ("secant", "surrogate"))
+        from snntorch.surrogate import fast_sigmoid
+
+        last = len(self.neurons) - 1
+        for index, neuron in enumerate(cast(Iterable[Any], self.neurons)):
+            del neuron.spike_grad
+            neuron.state_quant = False
+            if spikes == "surrogate":
+                neuron.spike_grad = fast_sigmoid(slope=25)
+                continue
+            spike = secant_spike(self.threshold, output=index == last, rule=self.rule)
+            neuron.spike_grad = spike
+            if self.rule == "paper":
+                neuron.state_quant = spike.membrane
+        self.spikes = spikes
+
+    def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
+        """Return the firing rates [N, C], or with `per_step` the spikes [steps, N, C]."""
+        layers = zip(self.stages, cast(Iterable[Any], self.neurons), strict=True)
+        stage, neuron = next(layers)
+        spikes = self._fire(neuron, [stage(x)] * self.steps)
+        for stage, neuron in layers:
+            current = stage(torch.cat(spikes))
+            spikes = self._fire(neuron, current.chunk(self.steps))
+        out = torch.stack(spikes)
+        return out if per_step else out.mean(0)
+
+    @staticmethod
+    def _fire(neuron: Any, currents: Sequence[Tensor]) -> list[Tensor]:
+        """Return the spikes of one layer of neurons in every step."""
+        membrane = torch.zeros_like(currents[0])
+        spikes = []
+        for current in currents:
+            fired, membrane = neuron(current, membrane)
+            spikes.append(fired)
+        # The neuron would keep the graph of this batch, and copies of the model fail on that.
+        neuron.mem, neuron.reset = membrane.new_zeros(0), None
+        return spikes
+
+
+class SpikingMLP(SpikingNet):
+    """Dense layers of spiking neurons; [N, ...] -> rates [N, classes]. Options as `SpikingNet`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int] = (1000, 1000),
+        classes: int = 10,
+        **options: Any,
+    ) -> None:
+        widths = [inputs, *hidden, classes]
+        stages: list[nn.Module] = [
+            nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)
+        ]
+        stages[0] = nn.Sequential(nn.Flatten(), stages[0])
+        super().__init__(stages, **options)
+
+
+class SpikingLeNet(SpikingNet):
+    """Two 5x5 convolutions, each pooled before its neurons, and two dense layers.
+
+    [N, C, H, W] -> rates [N, classes]; `channels` and `neurons` are the widths. Padding and the
+    smallest picture are those of `LeNet`, the options those of `SpikingNet`.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        classes: int = 10,
+        channels: tuple[int, int] = (12, 64),
+        neurons: int = 1024,
+        **options: Any,
+    ) -> None:
+        planes, *sides = _picture(input_shape, "lenet-snn", smallest=4)
+        padding = 2 if min(sides) < _PADDED_BELOW else 0
+        for _ in range(2):
+            sides = [(side - 4 + 2 * padding) // 2 for side in sides]
+        first, second = channels
+        features = second * math.prod(sides)
+        super().__init__(
+            [
+                nn.Sequential(nn.Conv2d(planes, first, 5, padding=padding), nn.MaxPool2d(2)),
+                nn.Sequential(nn.Conv2d(first, second, 5, padding=padding), nn.MaxPool2d(2)),
+                nn.Sequential(nn.Flatten(), nn.Linear(features, neurons)),
+                nn.Linear(neurons, classes),
+            ],
+            **options,
+        )
+
+
 def _picture(input_shape: Sequence[int], name: str, smallest: int) -> tuple[int, int, int]:
     if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
         raise InputError(
@@ -152,8 +285,10 @@ def _dense(hidden: Sequence[int]) -> Callable[[Sequence[int], int, str], nn.Modu
 
 ARCHITECTURES: dict[str, Callable[[Sequence[int], int, str], nn.Module]] = {
     "lenet": LeNet,
+    "lenet-snn": lambda shape, classes, activation: SpikingLeNet(shape, classes),
     "mlp": _dense((64, 64)),
     "mlp-1000": _dense((1000, 1000)),
+    "mlp-snn": lambda shape, classes, activation: SpikingMLP(math.prod(shape), classes=classes),
     "toy-mlp": _dense((32, 16)),  # paper 001, A.6.1
     "vgg-like": VGGLike,
 }
@@ -186,7 +321,7 @@ def build(
 
     Raises InputError for an unknown name, a missing extra, and a model that does not fit the data.
     """
-    with _seeded(seed):
+    with seeded(seed):
         model = _make(name, tuple(input_shape), num_classes, activation, seed)
     _check_output(name, model, tuple(input_shape), num_classes)
     return model
@@ -203,7 +338,8 @@ def _forked() -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw random numbers from `seed` inside, and leave the random state outside untouched."""
     if seed is None:
         yield
         return

@@ -27,6 +27,7 @@ from attrain.methods import BatchLoss, Method
 from attrain.metrics.calibration import expected_calibration_error
 from attrain.metrics.cost import saved_for_backward, training_bytes
 from attrain.metrics.sparsity import update_density
+from attrain.optim import adaptive_clip_grad_
 from attrain.runs import (
     SeedFolder,
     append_jsonl,
@@ -241,7 +242,10 @@ class _Run:
                     loss, out = self.loss_of(x_part, y_part)
                 self.fabric.backward(loss * (len(x_part) / len(x)))
             outputs.append(out.detach())
-        if self.config.clip_norm:
+        if self.method.adaptive_clipping:
+            self.fabric.strategy.precision.unscale_gradients(self.raw_optimizer)
+            adaptive_clip_grad_(self.model.parameters(), self.method.adaptive_clipping)
+        elif self.config.clip_norm:
             self.fabric.clip_gradients(
                 self.wrapped,
                 self.optimizer,
@@ -735,6 +739,7 @@ def settings(method: Method, data: Data, config: TrainingConfig, seed: int) -> d
         "epochs": epochs_of(config, data.name),
         "batch size": config.batch_size,
         "clip norm": config.clip_norm,
+        "adaptive clipping": method.adaptive_clipping,
         "accumulate": config.accumulate,
         "precision": config.precision,
         "strategy": "fsdp2" if config.strategy == "fsdp2" and config.devices > 1 else "ddp",

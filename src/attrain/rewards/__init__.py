@@ -28,6 +28,7 @@ from attrain.rewards.losses import (
 )
 from attrain.rewards.objective import Objective, Reduction
 from attrain.rewards.scores import Metric, metric
+from attrain.rewards.spikes import spike_count
 
 __all__ = [
     "REWARDS",
@@ -44,5 +45,6 @@ __all__ = [
     "raise_outputs",
     "sigmoid",
     "softmax",
+    "spike_count",
     "squared_error",
 ]

@@ -88,10 +88,15 @@ def owed(out: Tensor) -> float:
 
 
 def minus_credit(reward: Reward, epsilon: float | None, owed: float) -> Tensor:
-    """Return -r / (o + sign(o) epsilon); a reward with a slope takes the epsilon that is owed."""
+    """Return -r / (o + sign(o) epsilon); a reward with a slope takes the epsilon that is owed.
+
+    A reward that judges is handed on as it is where `epsilon` is None.
+    """
     o, gradient = reward.o, reward.gradient
     if gradient is None:
-        assert reward.judged is not None and epsilon is not None
+        assert reward.judged is not None
+        if epsilon is None:  # the function that made the outputs divides it
+            return -reward.judged
         return -reward.judged * sign(o) / (o.abs() + epsilon)
     if owed == 0.0:
         return gradient
