@@ -27,7 +27,12 @@ class Entry:
 
 
 STUDIES: Mapping[str, Entry] = {
+    "lfp-fig3": Entry("fig3", "Toy sets: LFP and gradient descent over all learning rates"),
     "lfp-fig4": Entry("fig4", "Two weights: where LFP and gradient descent walk"),
+    "lfp-figA1": Entry(
+        "figA1", "Toy sets: LFP with SiLU, ELU, tanh, sigmoid and the step function"
+    ),
+    "lfp-figA2": Entry("figA2", "Blobs: LFP with a reward that has no loss"),
 }
 
 

@@ -1,12 +1,14 @@
 """SVG figures of studies: one style, colours that all can tell apart, text that stays text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from attrain.report.palette import LIGHT
 from attrain.runs import replacing
@@ -14,6 +16,9 @@ from attrain.runs import replacing
 # Okabe and Ito's colours, as in the report; a line has a dash of its own as well.
 LFP, GRADIENT, START = LIGHT[1], LIGHT[2], "#6e6e6e"
 POSITIVE, NEGATIVE, NEUTRAL = LIGHT[3], "#8a5fa8", "#c4c4c4"
+
+Values = NDArray[np.float64]
+
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "attrain",
@@ -46,3 +51,17 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
         yield figure
         with replacing(path) as file:
             figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def band(axes: Any, x: Sequence[float] | Values, each: Values, **style: Any) -> None:
+    """Draw the mean of `each` [draws, points] over `x`, with a band of one standard deviation."""
+    mean = each.mean(0)
+    axes.plot(x, mean, **style)
+    if len(each) > 1:
+        spread = each.std(0, ddof=1)
+        axes.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.15, lw=0)
+
+
+def rgb(colours: Sequence[str]) -> Values:
+    """Return colours written as #rrggbb as numbers in 0..1, [colours, 3]."""
+    return np.array([[int(each[k : k + 2], 16) / 255 for k in (1, 3, 5)] for each in colours])

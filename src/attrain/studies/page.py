@@ -7,6 +7,7 @@ from typing import Any
 from attrain.runs import RunFolder, read_json, replacing
 
 _VERDICTS = {True: "holds", False: "does not hold", "unclear": "unclear"}
+_SMOKE = "The smoke budget shows that everything runs. Read no verdict from it."
 _SHARES = ("accuracy", "share")
 
 
@@ -29,6 +30,7 @@ def page(results: Mapping[str, Any], command: str) -> str:
         f"# {results['title']}",
         f"{results['source']}; study `{results['id']}`, budget {results['budget']}.",
         f"```bash\n{command}\n```",
+        *([_SMOKE] if results["budget"] == "smoke" else []),
         *(f"![{Path(figure).stem}]({figure})" for figure in results["figures"]),
         table(("", "paper", "here", "n"), map(_measured, results["rows"])),
         "## What the paper says",
