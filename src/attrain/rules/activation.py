@@ -13,6 +13,7 @@ from attrain import marks
 from attrain.marks import Kind, Mark
 from attrain.rules.blocks import blockwise
 from attrain.rules.call import Action, Call, Credit, Scale, name_of, scale_feedback
+from attrain.rules.quantised import handed_on
 
 NO_SIGN = (
     "{name} does not keep the sign of its input: its secant slope is unbounded near 0 and credit "
@@ -114,14 +115,18 @@ def homogeneous(call: Call, *, in_place: bool = False) -> Any:
     return nonlinear(call, in_place=in_place)
 
 
-def nonlinear(call: Call, *, in_place: bool = False, keeps_sign: bool = True) -> Any:
+def nonlinear(
+    call: Call, *, in_place: bool = False, keeps_sign: bool = True, flat: bool = False
+) -> Any:
     """Any elementwise nonlinearity phi of one activation.
 
     Where phi does not keep the sign of z (3.4 of the paper), the slope explodes near 0:
-    `opposite_sign="flip"` takes the oppositely signed reward there (footnote 12).
+    `opposite_sign="flip"` takes the oppositely signed reward there (footnote 12). A `flat` phi has
+    no useful derivative, so what it makes of a weight hands its feedback on.
     """
     if not call.activations:
-        return call.mark_derived(call.run())
+        handed = flat and not in_place
+        return call.mark_derived(handed_on(call, keeps_sign) if handed else call.run())
     if len(call.activations) > 1 or call.parameters:
         raise call.refuse(
             "it mixes several tensors that carry credit, and credit has no rule for that",

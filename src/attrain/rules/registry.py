@@ -125,15 +125,22 @@ _put(activation.homogeneous, "leaky_relu rrelu", in_place=True)
 _put(
     activation.nonlinear,
     "elu selu celu gelu silu mish hardswish hardtanh relu6 tanhshrink softsign tanh softshrink "
-    "hardshrink erf sin tan asin arcsin atan arctan sinh asinh arcsinh atanh sign sgn round trunc "
-    "fix expm1 log1p sqrt i1 clamp clip clamp_min clamp_max threshold "
+    "hardshrink erf sin tan asin arcsin atan arctan sinh asinh arcsinh atanh expm1 "
+    "log1p sqrt i1 clamp clip clamp_min clamp_max threshold "
     "heaviside pow square nan_to_num sinc frac fmod remainder",
     in_place=True,
 )
 _put(
+    partial(activation.nonlinear, flat=True),
+    "sign sgn round trunc fix fake_quantize_per_tensor_affine fake_quantize_per_channel_affine "
+    "fused_moving_avg_obs_fake_quant",
+    in_place=True,
+)
+_put(partial(activation.nonlinear, keeps_sign=False, flat=True), "floor ceil", in_place=True)
+_put(
     partial(activation.nonlinear, keeps_sign=False),
     "sigmoid expit logsigmoid log_sigmoid softplus hardsigmoid exp exp2 log log2 log10 cos cosh "
-    "acos arccos rsqrt reciprocal abs absolute floor ceil erfc rpow logit digamma lgamma",
+    "acos arccos rsqrt reciprocal abs absolute erfc rpow logit digamma lgamma",
     in_place=True,
 )
 _put(activation.prelu, "prelu")
@@ -234,6 +241,7 @@ def elementwise(
 
     function: maps a tensor to one of the same shape, each value by itself; it needs no derivative.
     keeps_sign: whether phi(z) has the sign of z (3.4 of the paper); where not, credit warns.
+    On a weight, a quantiser say, it hands the feedback of its result on to that weight.
     Outside a context the result calls `function` as it is, on values without gradient only.
     """
 
@@ -244,7 +252,7 @@ def elementwise(
             return out
         return function(z, *args, **kwargs)
 
-    REGISTRY[applied] = partial(activation.nonlinear, keeps_sign=keeps_sign)
+    REGISTRY[applied] = partial(activation.nonlinear, keeps_sign=keeps_sign, flat=True)
     return applied
 
 
