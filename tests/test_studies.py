@@ -3,16 +3,23 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+from attrain import LFP, rewards
 from attrain.cli import run
 from attrain.config import StudyConfig
 from attrain.errors import AttrainError, InputError
-from attrain.studies import BUDGETS, STUDIES, find, runner
+from attrain.studies import BUDGETS, STUDIES, fig3, find, page, runner, toy
 from attrain.studies.runner import run_study
+from attrain.studies.stack import Training, accuracy
 from attrain.studies.study import Row
 
 QUICKEST = "lfp-fig4"
@@ -201,3 +208,135 @@ def test_rows_need_names_of_their_own():
     rows = [Row("one, two", dict), Row("one; two", dict)]
     with pytest.raises(AttrainError, match="names that are written alike"):
         runner._files(rows)
+
+
+# Networks side by side ----------------------------------------------------------------------------
+
+RATES = (0.01, 0.2, 3.0)
+
+
+def trained_alone(training: Training, rate: float, x, y, activation: str) -> nn.Sequential:
+    """Train one network by torch's SGD and the engine, as a user would: the twin of a stack."""
+    model = toy.network(2, 0, activation)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=training.momentum)
+    credit = LFP(model)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(training.epochs):
+        for batch in torch.randperm(len(x), generator=generator).split(training.batch_size):
+            optimizer.zero_grad()
+            if training.lfp:
+                with credit:
+                    out = model(x[batch])
+            else:
+                out = model(x[batch])
+            loss = training.objective(out, y[batch])
+            (loss / len(batch) if training.mean else loss).backward()
+            optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize(
+    ("lfp", "objective", "activation"),
+    [
+        (False, partial(F.cross_entropy, reduction="sum"), "relu"),
+        (True, partial(rewards.softmax, reduction="sum"), "relu"),
+        (True, partial(rewards.softmax, reduction="sum"), "tanh"),
+        (True, partial(rewards.false_positives, reduction="sum"), "silu"),
+    ],
+)
+def test_a_stack_trains_as_each_network_alone(lfp, objective, activation, mean):
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 2), torch.randint(2, (40,))
+    training = Training(objective, lfp=lfp, mean=mean, epochs=2, batch_size=16, momentum=0.5)
+    rates = RATES if mean else [rate / 100 for rate in RATES]
+    side_by_side = training.run(toy.network(2, 0, activation), rates, x, y, seed=5)
+    assert not side_by_side.diverged.any()
+    for copy, rate in enumerate(rates):
+        alone = trained_alone(training, rate, x, y, activation)
+        parameters = [each for layer in side_by_side.stack.copied(copy) for each in layer]
+        for mine, other in zip(parameters, alone.parameters(), strict=True):
+            torch.testing.assert_close(mine, other.detach(), rtol=1e-3, atol=1e-4)
+        wanted = (alone(x).argmax(-1) == y).float().mean()
+        assert accuracy(side_by_side.stack, x, y)[copy] == pytest.approx(float(wanted), abs=0.03)
+
+
+def test_a_network_that_diverges_stops_and_leaves_the_others_alone():
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 2), torch.randint(2, (64,))
+    objective = partial(rewards.softmax, reduction="sum")
+    training = Training(objective, lfp=True, mean=False, epochs=3, batch_size=16)
+    alone = training.run(toy.network(2, 0), [1e-3], x, y, seed=0)
+    beside = training.run(toy.network(2, 0), [1e-3, 1e30], x, y, seed=0)
+    assert beside.diverged.tolist() == [False, True]
+    assert all(not each.any() for layer in beside.stack.copied(1) for each in layer)
+    assert accuracy(beside.stack, x, y)[1] == (y == 0).float().mean()
+    for mine, other in zip(alone.stack.copied(0), beside.stack.copied(0), strict=True):
+        torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(alone.curve[:, 0], beside.curve[:, 0])
+
+
+def test_the_paper_s_learning_rates():
+    rates = toy.Config().rates
+    assert (len(rates), rates[0], rates[1], rates[-1]) == (127, 1e-10, 2e-10, 1e4)
+    assert rates == sorted(set(rates)) and 3e-4 in rates
+
+
+def test_the_best_rate_is_the_middle_one_of_those_that_are_as_good():
+    assert toy._middle_of_best(torch.tensor([0.5, 0.9, 0.9, 0.9, 0.8])) == 2
+    assert toy._middle_of_best(torch.tensor([0.5, 0.9, 0.8])) == 1
+
+
+def test_shares_of_weights_by_threshold_follow_the_definition():
+    layers = [np.array([[2.0, -1.0], [0.2, -0.6]]), np.array([[0.0, -4.0]])]
+    positive, neutral, negative = fig3.shares(layers)
+    for place, theta in enumerate(fig3.THETAS):
+        counts = [0, 0, 0]
+        for layer in layers:
+            for weight in layer.ravel():
+                relative = weight / np.abs(layer).max()
+                counts[0 if relative > theta else 2 if relative < -theta else 1] += 1
+        found = positive[place], neutral[place], negative[place]
+        assert found == pytest.approx([count / 6 for count in counts])
+
+
+def test_ratios_of_rates_leave_out_draws_that_stay_behind():
+    config = toy.Config(factors=(1,), exponents=(-3, -2, -1), draws=2)
+    lfp = {"accuracy": [[0.5, 0.9, 0.9], [0.5, 0.5, 0.9]], "best": 2}
+    gradient = {"accuracy": [[0.9, 0.9, 0.5], [0.5, 0.9, 0.5]], "best": 1}
+    results = {"blobs, LFP, sum": lfp, "blobs, gradient descent, mean": gradient}
+    assert fig3._ratios(config, results, "blobs", "sum", "mean") == pytest.approx([10, 10])
+    lfp["accuracy"][0] = [0.5, 0.5, 0.88]
+    assert fig3._ratios(config, results, "blobs", "sum", "mean") == pytest.approx([100, 10])
+    lfp["accuracy"][0] = [0.5, 0.5, 0.5]
+    gradient["accuracy"][0] = [0.5, 0.9, 0.5]
+    lfp["accuracy"][1] = [0.5, 0.5, 1.0]
+    assert fig3._ratios(config, results, "blobs", "sum", "mean") == pytest.approx([10])
+
+
+def test_a_late_fall_is_below_the_best_of_the_second_half():
+    assert toy.late_fall({"curve": [[0.9, 0.1, 0.5, 0.8, 0.6, 0.7]]}) == pytest.approx(0.2)
+    assert toy.late_fall({"curve": [[0.1, 0.2, 0.3, 0.4]]}) == 0
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "text"),
+    [
+        (0.9815, "accuracy", "98.2 %"),
+        (0.5, "share", "50.0 %"),
+        (0.00031, "", "0.00031"),
+        (12.345, "s", "12.3 s"),
+        (None, "accuracy", "\N{EN DASH}"),
+    ],
+)
+def test_numbers_are_written_in_their_unit(number, unit, text):
+    assert page.value(number, unit) == text
+
+
+def test_a_bar_does_not_divide_a_cell():
+    assert (
+        page.table(("a", "b"), [("|w|", "1")]) == "| a | b |\n| --- | --- |\n| &#124;w&#124; | 1 |"
+    )
