@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import BoundaryNorm
 from numpy.typing import NDArray
 from sklearn.datasets import make_blobs
 from torch import Tensor, nn
@@ -22,7 +23,10 @@ STARTS = ((0, 4), (4, 0), (2, 4), (4, 2), (-4, -4), (-4, 4), (4, -4))
 METHODS = ("gradient descent", "LFP")
 REDUCTIONS = ("mean", "sum")
 SOURCE = "figure 4"
-REACH, GRID = 7.0, 141
+REACH, GRID = 10.0, 81
+# Wider apart where the objective is steep, so that the flat part shows its shape as well.
+LOSSES = (0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 25)
+REWARDS = (-25, -10, -3, -1, -0.3, -0.1, -0.03, 0, 0.03, 0.1, 0.2, 0.3)
 
 
 @dataclass(frozen=True)
@@ -190,16 +194,20 @@ def _draw(config: Config, results: Mapping[str, Result], reduction: str, path: P
     o = x @ weights.T
     loss = F.softplus(torch.where(y > 0, -o, o)).mean(0)
     reward = (o * (y - torch.sigmoid(o))).mean(0)
-    with figures.drawing(path, 7.2, 3.6) as figure:
-        for axes, method, values in zip(
-            figure.subplots(1, 2, sharey=True),
-            ("LFP", "gradient descent"),
-            (reward, loss),
-            strict=True,
-        ):
-            field = values.reshape(GRID, GRID).T.numpy()
-            filled = axes.contourf(side, side, field, levels=12, cmap="cividis")
-            figure.colorbar(filled, ax=axes, label="reward" if method == "LFP" else "loss")
+    fields = {"LFP": (reward, REWARDS), "gradient descent": (loss, LOSSES)}
+    with figures.drawing(path, 8.2, 3.8) as figure:
+        grid = figure.subplots(1, 2, sharey=True)
+        for axes, (method, (values, levels)) in zip(grid, fields.items(), strict=True):
+            filled = axes.contourf(
+                side,
+                side,
+                values.reshape(GRID, GRID).T,
+                levels=levels,
+                norm=BoundaryNorm(levels, 256),
+                cmap="cividis",
+            )
+            label = "mean reward" if method == "LFP" else "mean loss"
+            figure.colorbar(filled, ax=axes, label=label, ticks=levels, format="%g")
             for walk in results[_name(method, reduction, 0)]["paths"]:
                 w1, w2 = np.array(walk).T
                 axes.plot(w1, w2, color="white", linewidth=2.6)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,6 +101,11 @@ def _table(config: Config, results: Results) -> list[TableRow]:
                 [_share_of_good_rates(result)],
                 unit="share",
             ),
+            measured(
+                f"{variant.name}: share of the draws that some rate solves",
+                [float(max(each) >= GOAL) for each in result["accuracy"]],
+                unit="share",
+            ),
         ]
         if PAPERS_RATE in config.rates:
             table.append(
@@ -128,7 +134,9 @@ def _claims(config: Config, results: Results) -> list[Claim]:
             "source": SOURCE,
             "holds": best[PAPERS.name] >= GOAL,
             "figure": f"{best[PAPERS.name]:.1%} at rate {config.rates[ours['best']]:g}, mean of "
-            f"{config.draws} draws; other variants {_span(best)}",
+            f"{config.draws} draws; #2's other variants {_span(best)}. Some rate solves it in "
+            f"{_solved(ours)} draws, with the other variants in "
+            f"{' and '.join(str(_solved(results[v.name])) for v in VARIANTS[1:-1])}",
         },
         {
             "claim": "Training with reward #2 is less stable than with reward #3",
@@ -156,6 +164,10 @@ def _claims(config: Config, results: Results) -> list[Claim]:
     ]
 
 
+def _solved(result: Result) -> int:
+    return sum(max(each) >= GOAL for each in result["accuracy"])
+
+
 def _perfect(result: Result) -> int:
     return int(np.sum(np.min(result["accuracy"], axis=0) == 1))
 
@@ -169,9 +181,9 @@ def _span(values: Mapping[str, float]) -> str:
 # The figure ---------------------------------------------------------------------------------------
 
 _STYLES = {
-    PAPERS: {"color": LIGHT[1], "linestyle": "-"},
-    VARIANTS[1]: {"color": LIGHT[2], "linestyle": "--"},
-    RIVAL: {"color": LIGHT[0], "linestyle": ":"},
+    PAPERS: ("-", LIGHT[1]),
+    VARIANTS[1]: ("--", LIGHT[2]),
+    RIVAL: (":", LIGHT[0]),
 }
 _LABELS = {
     PAPERS: "reward #2, output \N{GREEK SMALL LETTER EPSILON} 1e-6",
@@ -181,16 +193,20 @@ _LABELS = {
 
 
 def _draw(config: Config, results: Results, path: Path) -> None:
-    points = toy.blobs(0)
     with figures.drawing(path, 9.6, 3.3) as figure:
         left, middle, right = figure.subplots(1, 3)
-        ours = results[PAPERS.name]
-        draw_boundary(left, restored(ours["parameters"][0], points.num_classes), points)
-        left.set_title(f"reward #2, draw 0: {best_accuracies(ours)[0]:.1%}")
-        for variant, style in _STYLES.items():
-            result, label = results[variant.name], _LABELS[variant]
-            draw_rates(middle, config, result, marker="D", label=label, **style)
-            draw_training(right, result, label=label, **style)
+        accuracies = best_accuracies(results[PAPERS.name])
+        draw = int(np.argmax(accuracies))
+        points = toy.blobs(draw)
+        parameters = results[PAPERS.name]["parameters"][draw]
+        draw_boundary(left, restored(parameters, points.num_classes), points)
+        left.set_title(f"reward #2, best draw: {accuracies[draw]:.1%}")
+        for variant, (dash, colour) in _STYLES.items():
+            result = results[variant.name]
+            style: dict[str, Any] = {"color": colour, "linestyle": dash}
+            style |= {"label": _LABELS[variant], "spread": variant == PAPERS}
+            draw_rates(middle, config, result, marker="D", **style)
+            draw_training(right, result, **style)
         middle.set_title("test accuracy")
         right.set_title("training accuracy at the best rate")
         figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -202,6 +218,7 @@ STUDY = Study(
     source="paper 2308.12053, figure A.2",
     deviations=(
         SEEDS,
+        "Twenty draws where the paper has five: they differ much.",
         "The paper does not say whether a batch's feedback is averaged or summed: both are here, "
         "and the verdicts are those of the sum.",
         "The reward is divided by the output, stabilised with the paper's 1e-6 and, in further "
@@ -209,7 +226,7 @@ STUDY = Study(
         DIVERGING,
         CURVES,
     ),
-    budgets=BUDGETS,
+    budgets={**BUDGETS, "full": Config(draws=20)},
     rows=rows,
     conclude=conclude,
 )

@@ -53,13 +53,17 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
             figure.savefig(file, format="svg", metadata={"Date": None})
 
 
-def band(axes: Any, x: Sequence[float] | Values, each: Values, **style: Any) -> None:
-    """Draw the mean of `each` [draws, points] over `x`, with a band of one standard deviation."""
+def band(
+    axes: Any, x: Sequence[float] | Values, each: Values, *, spread: bool = True, **style: Any
+) -> None:
+    """Draw the mean of `each` [draws, points] over `x`; `spread`: and one standard deviation."""
     mean = each.mean(0)
     axes.plot(x, mean, **style)
-    if len(each) > 1:
-        spread = each.std(0, ddof=1)
-        axes.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.15, lw=0)
+    if spread and len(each) > 1:
+        deviation = each.std(0, ddof=1)
+        axes.fill_between(
+            x, mean - deviation, mean + deviation, color=style["color"], alpha=0.15, lw=0
+        )
 
 
 def rgb(colours: Sequence[str]) -> Values:
