@@ -1,6 +1,8 @@
 """Cost of a training step under LFP, as a ratio to plain SGD on the same model.
 
-    python benchmarks/step.py --models mlp lenet vgg resnet18 vit --json step.json
+Spiking models (mlp-snn, lenet-snn) are compared with a step by surrogate gradients.
+
+    python benchmarks/step.py --models mlp lenet vgg resnet18 vit mlp-snn --json step.json
 
 Both steps run in one process on one thread, in ABBA order, so that the drift of a noisy machine
 falls on both. A figure is the median of the ratios of CPU times, pair by pair, with its quartiles.
@@ -26,7 +28,8 @@ from torch import Tensor, nn
 
 import attrain
 import attrain.errors
-from attrain.models import MLP, LeNet, VGGLike
+from attrain.methods import SPIKING_METHODS, BatchLoss, is_spiking
+from attrain.models import MLP, LeNet, SpikingLeNet, SpikingMLP, VGGLike
 
 EPSILONS = (1e-6, 0.0)
 
@@ -54,7 +57,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vgg": (lambda: VGGLike((3, 32, 32), 10), (128, 3, 32, 32)),
     "resnet18": (resnet18, (32, 3, 64, 64)),
     "vit": (vit_tiny, (32, 3, 64, 64)),
+    "mlp-snn": (lambda: SpikingMLP(784, steps=15), (128, 784)),
+    "lenet-snn": (lambda: SpikingLeNet((1, 28, 28), steps=5), (128, 1, 28, 28)),
 }
+SPIKING = ("mlp-snn", "lenet-snn")
 
 
 def make_step(name: str, epsilon: float | None) -> Callable[[], None]:
@@ -68,6 +74,16 @@ def make_step(name: str, epsilon: float | None) -> Callable[[], None]:
                 parameter.normal_(std=0.01)
     x, y = torch.randn(shape), torch.randint(10, shape[:1])
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    if is_spiking(model):
+        batch_loss = BatchLoss(SPIKING_METHODS["surrogate" if epsilon is None else "lfp"], model)
+
+        def spiking_step() -> None:
+            optimizer.zero_grad()
+            batch_loss(x, y)[0].backward()
+            optimizer.step()
+
+        return spiking_step
 
     if epsilon is None:
 
@@ -145,7 +161,8 @@ def measure(name: str, pairs: int, memory: bool) -> dict[str, object]:
     row: dict[str, object] = {"sgd_cpu_s": cpu_time(plain, 3) / 3}
     saved = saved_bytes(plain)
     peak = peak_memory(name, None) if memory else 0
-    for epsilon in EPSILONS:
+    # The epsilon of a spiking model stands in its spikes: there is one figure.
+    for epsilon in EPSILONS[:1] if name in SPIKING else EPSILONS:
         step = make_step(name, epsilon)
         found = ratios(plain, step, pairs)
         low, median, high = statistics.quantiles(found, n=4)

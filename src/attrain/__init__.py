@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attrain import pruning, rewards, rules
+    from attrain import optim, pruning, rewards, rules, spiking
     from attrain.credit import LFP
 
 __version__ = "0.1.0"
@@ -12,12 +12,14 @@ __version__ = "0.1.0"
 # What a name is and where it lives; importing torch takes seconds, so it waits until it is needed.
 _HOMES = {
     "LFP": "attrain.credit",
+    "optim": None,
     "pruning": None,
     "rewards": None,
     "rules": None,
+    "spiking": None,
 }
 
-__all__ = ["LFP", "pruning", "rewards", "rules"]
+__all__ = ["LFP", "optim", "pruning", "rewards", "rules", "spiking"]
 
 
 def __getattr__(name: str) -> Any:
