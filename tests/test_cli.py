@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from attrain import cli, config
 from attrain.cli import run
 from attrain.methods import METHODS
+from attrain.sparse import load_sparse
 
 QUICK = ["--epochs", "1", "--seeds", "1", "--device", "cpu", "--no-rival"]
 
@@ -264,6 +265,21 @@ def test_pruned_weights_have_the_accuracy_that_was_told(job, tmp_path, capsys):
     assert all(torch.equal(load_file(out)[name], before[name]) for name in before if "bias" in name)
 
 
+def test_pruned_weights_are_exported_without_their_zeros(job, tmp_path, capsys):
+    out, small = tmp_path / "pruned.safetensors", tmp_path / "small.safetensors"
+    given = ["--amount", "0.9", "--criterion", "relevance", "--relevance-data", "train"]
+    given += ["--out", str(out), "--export", str(small)]
+    assert run(["prune", str(job / "sgd/seed-0"), *given]) == 0
+    told = json.loads(out.with_suffix(".json").read_text())
+    assert told["criterion"] == "relevance" and told["relevance_data"] == "train"
+    assert told["export"]["bytes"] == small.stat().st_size < out.stat().st_size / 3
+    assert f"{small.stat().st_size:,} bytes" in capsys.readouterr().out
+    whole, restored = load_file(out), load_sparse(small)
+    assert all(torch.equal(restored[name], value) for name, value in whole.items())
+    assert run(["evaluate", str(small), "--data", "digits", "--model", "mlp", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == told["accuracy_after"]
+
+
 def test_pruning_does_not_overwrite(job, tmp_path, told):
     out = tmp_path / "weights.safetensors"
     out.write_bytes(b"mine")
@@ -289,6 +305,13 @@ def test_pruning_does_not_overwrite(job, tmp_path, told):
         ),
         (["prune", "{run}", "--criterion", "magnitude"], "Did you mean 'magnitude-"),
         (["prune", "{run}", "--out", "weights.pt"], "must end in .safetensors"),
+        (["prune", "{run}", "--export", "weights.pt"], "--export weights.pt must end in"),
+        (["prune", "{run}", "--export", "{lone}"], "give another --export, or remove it."),
+        (
+            ["prune", "{run}", "--out", "w.safetensors", "--export", "w.safetensors"],
+            "--out and --export are both w.safetensors: give two files.",
+        ),
+        (["prune", "{run}", "--layers", "conv"], "the model has no convolution layer"),
         (["report", "nowhere"], "nowhere has no results.json"),
     ],
 )

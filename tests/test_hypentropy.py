@@ -142,7 +142,7 @@ def test_a_matrix_of_zeros_learns(scale, rate):
     y = F.linear(x, torch.randn(3, 6)).argmax(1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing stays at zero, so nothing is warned of
-        credit = attrain.LFP(model, scale=scale, beta=0.05)
+        credit = attrain.LFP(model, rule="zero", scale=scale, beta=0.05)
     optimizer = torch.optim.SGD([model.a, model.b], lr=rate)
     losses = []
     for _ in range(300):
@@ -155,6 +155,22 @@ def test_a_matrix_of_zeros_learns(scale, rate):
         losses.append(F.cross_entropy(out.detach(), y).item())
     assert losses[-1] < 0.7 * losses[0]
     assert model.b.abs().min() > 0
+
+
+def test_an_output_of_exactly_0_has_no_reward_unless_epsilon_is_0():
+    torch.manual_seed(0)
+    model, x, y = LowRank(), torch.eye(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    for epsilon in (1e-6, 0.0):
+        found = feedback(
+            model,
+            lambda: model(x),
+            lambda out: rewards.softmax(out, y),
+            scale="relative",
+            beta=0.01,
+            epsilon=epsilon,
+        )
+        assert (found["b"].abs() > 1e-3).all() == (epsilon == 0.0)
+        assert (found["b"].abs() < 1e-6).all() == (epsilon > 0.0)
 
 
 def test_without_beta_a_matrix_of_zeros_stays_and_the_remedy_is_named():

@@ -170,6 +170,10 @@ def _prune(config: PruneConfig) -> int:
         f"\n{config.amount:.0%} removed: accuracy {told['accuracy_before']:.1%} before, "
         f"{told['accuracy_after']:.1%} after.\nWeights: {out}"
     )
+    if "export" in told:
+        size = told["export"]
+        ratio = size["dense"] / size["bytes"]
+        print(f"Without zeros: {size['file']}, {size['bytes']:,} bytes ({ratio:.1f} times smaller)")
     return 0
 
 

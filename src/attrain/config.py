@@ -22,7 +22,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda"]
 Strategy = Literal["auto", "ddp", "fsdp2"]
 
-CRITERIA = ("magnitude-global", "magnitude-local")
+CRITERIA = ("magnitude-global", "magnitude-local", "relevance")
 MEASURES = ("accuracy", "loss", "ece", "gini", "sparsity")
 EPOCHS = {"digits": 30, "mnist": 3, "swirl": 15}
 OTHER_EPOCHS = 10
@@ -141,9 +141,17 @@ class PruneConfig(Source):
     amount: float = 0.9
     """Share of the weights of linear and convolution layers to remove, 0..1."""
     criterion: str = "magnitude-global"
-    """Which weights go: magnitude-global or magnitude-local (the smallest of each layer)."""
+    """Which weights go: magnitude-global, magnitude-local (the smallest of each layer), or
+    relevance (paper 001, A.6.3)."""
+    layers: Literal["all", "conv"] = "all"
+    """Whose weights go: all linear and convolution layers, or convolutions alone (the paper)."""
+    relevance_data: Literal["train", "test"] = "train"
+    """Samples that relevance is summed over. The paper took the test set, which is then no longer
+    unseen."""
     out: Path | None = None
     """File for the pruned weights. None: pruned-AMOUNT.safetensors beside the given ones."""
+    export: Path | None = None
+    """Also write the pruned weights without their zeros (CSR, .safetensors)."""
 
 
 @dataclass(frozen=True)
@@ -242,11 +250,17 @@ def check_prune(config: PruneConfig) -> Path:
         raise unknown("pruning criterion", config.criterion, CRITERIA)
     weights = weights_file(config.path)
     out = config.out or weights.with_name(f"pruned-{config.amount:g}.safetensors")
-    if out.suffix != ".safetensors":
-        raise InputError(f"--out {out} must end in .safetensors, the format of the weights.")
-    for path in (out, out.with_suffix(".json")):
+    flags = [("--out", out)] + ([("--export", config.export)] if config.export else [])
+    for flag, path in flags:
+        if path.suffix != ".safetensors":
+            raise InputError(f"{flag} {path} must end in .safetensors, the format of the weights.")
         if path.exists():
-            raise InputError(f"{path} exists already: give another --out, or remove it.")
+            raise InputError(f"{path} exists already: give another {flag}, or remove it.")
+    told = out.with_suffix(".json")
+    if told.exists():
+        raise InputError(f"{told} exists already: give another --out, or remove it.")
+    if config.export and config.export.resolve() == out.resolve():
+        raise InputError(f"--out and --export are both {out}: give two files.")
     return out
 
 

@@ -23,11 +23,11 @@ from attrain.pruning import AMOUNTS, curve, fold_batch_norm, masks, prune
 from attrain.runs import (
     check_fits,
     load_checkpoint,
-    load_weights,
     read_json,
     save_weights,
     write_json,
 )
+from attrain.sparse import load_sparse, save_sparse
 from attrain.training import evaluate, predict
 
 
@@ -50,11 +50,11 @@ def open_model(source: Source) -> tuple[nn.Module, Data]:
     data = load(data_name)
     model = build(model_name, data.input_shape, data.num_classes, activation=activation)
     if file.suffix == ".safetensors":
-        load_weights(file, model)
+        state = load_sparse(file)
     else:
         state = _weights_in(load_checkpoint(file), file)
-        check_fits(state, model, str(file))
-        model.load_state_dict(state)
+    check_fits(state, model, str(file))
+    model.load_state_dict(state)
     return model, data
 
 
@@ -95,7 +95,8 @@ def prune_weights(config: PruneConfig) -> tuple[Path, dict[str, Any]]:
 
     The weights to go are chosen with BatchNorm folded (paper 001, A.6.3) and set to zero in the
     unfolded model, which computes the same and fits the same code. Returns the file's path and
-    what is in the JSON file beside it. Raises InputError for arguments that cannot work.
+    what is in the JSON file beside it, with the sizes of an export. Raises InputError for
+    arguments that cannot work.
     """
     out = check_prune(config)
     model, data = open_model(config)
@@ -104,16 +105,26 @@ def prune_weights(config: PruneConfig) -> tuple[Path, dict[str, Any]]:
     def accuracy(candidate: nn.Module) -> float:
         return float((predict(candidate, data.test).argmax(1) == y).double().mean())
 
-    pruned = prune(model, 0.0, config.criterion)
-    for name, keep in masks(fold_batch_norm(model), config.amount, config.criterion).items():
-        pruned.get_parameter(name).data.masked_fill_(~keep, 0.0)
-    told = {
+    chosen: dict[str, Any] = {
         "criterion": config.criterion,
+        "data": data.train if config.relevance_data == "train" else data.test,
+        "layers": config.layers,
+    }
+    pruned = prune(model, 0.0)
+    for name, keep in masks(fold_batch_norm(model), config.amount, **chosen).items():
+        pruned.get_parameter(name).data.masked_fill_(~keep, 0.0)
+    told: dict[str, Any] = {
+        "criterion": config.criterion,
+        "layers": config.layers,
+        "relevance_data": config.relevance_data if config.criterion == "relevance" else None,
         "amount": config.amount,
         "accuracy_before": accuracy(model),
         "accuracy_after": accuracy(pruned),
-        **curve(model, accuracy, AMOUNTS, config.criterion),
+        **curve(model, accuracy, AMOUNTS, **chosen),
     }
     save_weights(out, pruned.state_dict())
+    if config.export:
+        size = save_sparse(config.export, pruned.state_dict())
+        told["export"] = {"file": str(config.export), "bytes": size.file, "dense": size.dense}
     write_json(out.with_suffix(".json"), told)
     return out, told
