@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from attrain.metrics.statistics import summary
 
 Config = TypeVar("Config")
@@ -76,7 +79,11 @@ class Study(Generic[Config]):
 
 
 def measured(
-    name: str, values: Sequence[float], *, paper: float | None = None, unit: str = ""
+    name: str,
+    values: Sequence[float] | NDArray[np.float64],
+    *,
+    paper: float | None = None,
+    unit: str = "",
 ) -> TableRow:
     """Return a line of the table for `values`, one per seed or draw.
 
