@@ -90,9 +90,5 @@ def measured(
     `unit` is "accuracy" or "share" for numbers in 0..1, else a unit or nothing. Raises
     `InputError` for no values.
     """
-    return {
-        "name": name,
-        "paper": paper,
-        "ours": summary(values) | {"n": len(values)},
-        "unit": unit,
-    }
+    ours = summary([float(value) for value in values])
+    return {"name": name, "paper": paper, "ours": ours | {"n": len(values)}, "unit": unit}
