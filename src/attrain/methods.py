@@ -207,7 +207,7 @@ class BatchLoss:
         return loss, out
 
     def _of_spikes(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":
-        """Return the loss of spikes [T, N, C], and the firing rates [N, C]."""
+        """Return the loss of spikes [T, N, C], and the spike counts [N, C]."""
         forward: Any = self.forward
         if self.credit is None:
             spikes = forward(x, per_step=True)
@@ -216,7 +216,7 @@ class BatchLoss:
             with self.credit:
                 spikes = forward(x, per_step=True)
             loss = self.loss(spikes, y)
-        return loss, spikes.detach().mean(0)
+        return loss, spikes.detach().sum(0)
 
 
 def _sum_of_sizes(model: "nn.Module", names: "list[str]") -> "Tensor":

@@ -137,7 +137,7 @@ class VGGLike(nn.Sequential):
 
 
 class SpikingNet(nn.Module):
-    """Layers of leaky integrate-and-fire neurons of snnTorch, [N, ...] -> firing rates [N, C].
+    """Layers of leaky integrate-and-fire neurons of snnTorch, [N, ...] -> spike counts [N, C].
 
     `stages` make the currents of each layer of neurons. A sample is shown in each of the `steps`
     (constant encoding), so the currents of the first layer are computed once for all of them.
@@ -195,7 +195,7 @@ class SpikingNet(nn.Module):
         self.spikes = spikes
 
     def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
-        """Return the firing rates [N, C], or with `per_step` the spikes [steps, N, C]."""
+        """Return the spike counts [N, C], or with `per_step` the spikes [steps, N, C]."""
         layers = zip(self.stages, cast(Iterable[Any], self.neurons), strict=True)
         stage, neuron = next(layers)
         spikes = self._fire(neuron, [stage(x)] * self.steps)
@@ -203,7 +203,7 @@ class SpikingNet(nn.Module):
             current = stage(torch.cat(spikes))
             spikes = self._fire(neuron, current.chunk(self.steps))
         out = torch.stack(spikes)
-        return out if per_step else out.mean(0)
+        return out if per_step else out.sum(0)
 
     @staticmethod
     def _fire(neuron: Any, currents: Sequence[Tensor]) -> list[Tensor]:
@@ -219,7 +219,7 @@ class SpikingNet(nn.Module):
 
 
 class SpikingMLP(SpikingNet):
-    """Dense layers of spiking neurons; [N, ...] -> rates [N, classes]. Options as `SpikingNet`."""
+    """Dense layers of spiking neurons; [N, ...] -> spike counts [N, classes]. Options as `SpikingNet`."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class SpikingMLP(SpikingNet):
 class SpikingLeNet(SpikingNet):
     """Two 5x5 convolutions, each pooled before its neurons, and two dense layers.
 
-    [N, C, H, W] -> rates [N, classes]; `channels` and `neurons` are the widths. Padding and the
+    [N, C, H, W] -> spike counts [N, classes]; `channels` and `neurons` are the widths. Padding and the
     smallest picture are those of `LeNet`, the options those of `SpikingNet`.
     """
 

@@ -241,6 +241,11 @@ class RunFolder:
         return self.path / "boundary.json"
 
     @property
+    def spikes(self) -> Path:
+        """What the neurons of spiking models do for one sample."""
+        return self.path / "spikes.json"
+
+    @property
     def report(self) -> Path:
         """The report, one HTML file."""
         return self.path / "report.html"
@@ -283,7 +288,7 @@ class RunFolder:
         return self
 
     def _holds_results(self) -> bool:
-        files = (self.config, self.results, self.samples, self.boundary, self.report)
+        files = (self.config, self.results, self.samples, self.boundary, self.spikes, self.report)
         return any(file.exists() for file in files) or any(self.path.glob("*/seed-*"))
 
 

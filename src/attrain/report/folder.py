@@ -112,6 +112,46 @@ class Boundary:
 
 
 @dataclass(frozen=True)
+class FiringLayer:
+    """What a layer of neurons did for one input: the steps in which each shown neuron fired.
+
+    `rate` and `silent` are means over more inputs: spikes per step, and the share that never fired.
+    """
+
+    name: str
+    neurons: int
+    rate: float
+    silent: float
+    shown: tuple[int, ...]
+    fired: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Firing:
+    """The layers of one spiking model, and the membranes `(C, T)` of its outputs."""
+
+    prediction: int
+    spikes: float
+    operations: float
+    multiplications: float
+    layers: tuple[FiringLayer, ...]
+    membranes: Array
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """The input that every spiking model is shown for `steps` steps, and what each makes of it."""
+
+    index: int
+    label: int
+    classes: tuple[str, ...]
+    samples: int
+    steps: int
+    threshold: float
+    methods: Mapping[str, Firing]
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that the report draws from."""
 
@@ -122,6 +162,7 @@ class Run:
     runs: Mapping[str, tuple[SeedRun, ...]]
     samples: Samples | None
     boundary: Boundary | None
+    spikes: Spikes | None
     problems: tuple[str, ...]
 
     def position(self, name: str) -> int:
@@ -149,6 +190,7 @@ def read_run(folder: Path | str) -> Run:
         runs={method.name: _read_seeds(folder, method.name, problems) for method in methods},
         samples=_read_samples(folder / "samples.json", problems),
         boundary=_read_boundary(folder / "boundary.json", problems),
+        spikes=_read_spikes(folder / "spikes.json", problems),
         problems=tuple(problems),
     )
 
@@ -407,3 +449,63 @@ def _points(raw: Iterable[object]) -> Iterable[tuple[float, float, int]]:
             x, y, label = values
             if x is not None and y is not None and label is not None:
                 yield x, y, int(label)
+
+
+def _read_spikes(path: Path, problems: list[str]) -> Spikes | None:
+    raw = mapping(_read_json(path, problems))
+    if not raw:
+        return None
+    steps, threshold = int(number(raw.get("steps")) or 0), number(raw.get("threshold"))
+    if steps < 1 or threshold is None:
+        problems.append("spikes.json is damaged: it does not say how many steps it covers.")
+        return None
+    methods = {}
+    for name, value in mapping(raw.get("methods")).items():
+        firing = _firing(mapping(value), steps)
+        if firing is None:
+            problems.append(f"The spikes of {name} in spikes.json are damaged.")
+        else:
+            methods[name] = firing
+    return Spikes(
+        index=int(number(raw.get("index")) or 0),
+        label=int(number(raw.get("label")) or 0),
+        classes=tuple(map(str, listing(raw.get("classes")))),
+        samples=int(number(raw.get("samples")) or 0),
+        steps=steps,
+        threshold=threshold,
+        methods=methods,
+    )
+
+
+def _firing(raw: Mapping[str, Any], steps: int) -> Firing | None:
+    membranes = _floats(raw.get("membranes"))
+    if membranes is None or membranes.ndim != 2 or membranes.shape[1] != steps:
+        return None
+    layers = [_firing_layer(mapping(entry), steps) for entry in listing(raw.get("layers"))]
+    if not layers or None in layers:
+        return None
+    return Firing(
+        prediction=int(number(raw.get("prediction")) or 0),
+        spikes=number(raw.get("spikes_per_sample")) or 0.0,
+        operations=number(raw.get("synaptic_operations")) or 0.0,
+        multiplications=number(raw.get("multiplications")) or 0.0,
+        layers=tuple(layer for layer in layers if layer),
+        membranes=membranes,
+    )
+
+
+def _firing_layer(raw: Mapping[str, Any], steps: int) -> FiringLayer | None:
+    shown = [number(value) for value in listing(raw.get("shown"))]
+    fired = [[number(t) for t in listing(each)] for each in listing(raw.get("fired"))]
+    if len(shown) != len(fired) or None in shown:
+        return None
+    if any(t is None or not 0 <= t < steps for each in fired for t in each):
+        return None
+    return FiringLayer(
+        name=str(raw.get("name", "")),
+        neurons=int(number(raw.get("neurons")) or len(shown)),
+        rate=number(raw.get("rate")) or 0.0,
+        silent=number(raw.get("silent")) or 0.0,
+        shown=tuple(int(each) for each in shown if each is not None),
+        fired=tuple(tuple(int(t) for t in each if t is not None) for each in fired),
+    )

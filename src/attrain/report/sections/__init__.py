@@ -1,7 +1,7 @@
 """The sections of the report, in the order of the page."""
 
 from attrain.report.section import Section
-from attrain.report.sections import boundary, checks, curves, saliency, verdict, weights
+from attrain.report.sections import boundary, checks, curves, saliency, spikes, verdict, weights
 
 SECTIONS: tuple[Section, ...] = (
     verdict.SECTION,
@@ -9,5 +9,6 @@ SECTIONS: tuple[Section, ...] = (
     weights.SECTION,
     boundary.SECTION,
     saliency.SECTION,
+    spikes.SECTION,
     checks.SECTION,
 )
