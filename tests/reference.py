@@ -349,3 +349,159 @@ def twin(module: nn.Module, epsilon: float, phi: Any, seen: dict[nn.Module, Arra
     if children:
         return Chain({name: twin(part, epsilon, phi, seen) for name, part in children.items()})
     return Activation(phi)
+
+
+def messages(
+    rule: Any,
+    products: list[tuple[float, float]],
+    bounds: list[tuple[float, float]],
+    r: float,
+    epsilon: float,
+) -> list[float]:
+    """Return r_ij of one neuron by the definition of each rule, connection by connection.
+
+    products: (w_ij, a_i) of every input, the bias as (b_j, 1). bounds: of each a_i, for box.
+    """
+    z = [w * a for w, a in products]
+    total = sum(z)
+    positive, negative = [max(each, 0.0) for each in z], [min(each, 0.0) for each in z]
+    kind = type(rule).__name__
+    if kind in ("Epsilon", "Zero"):
+        return [share(r, total, epsilon) * each for each in z]
+    if kind == "Gamma":
+        same = positive if total >= 0 else negative
+        raised = [each + rule.gamma * more for each, more in zip(z, same, strict=True)]
+        return [share(r, sum(raised), epsilon) * each for each in raised]
+    if kind in ("AlphaBeta", "ZPlus"):
+        alpha, beta = (rule.alpha, rule.beta) if kind == "AlphaBeta" else (1.0, 0.0)
+        up = share(r, sum(positive), epsilon) if any(positive) else 0.0
+        down = share(r, sum(negative), epsilon) if any(negative) else 0.0
+        return [
+            alpha * more * up - beta * less * down
+            for more, less in zip(positive, negative, strict=True)
+        ]
+    if kind == "ZPlusZMinus":
+        return [each / (sum(abs(other) for other in z) + epsilon) * r for each in z]
+    if kind == "Flat":
+        return [r / len(z)] * len(z)
+    assert kind == "Box"
+    boxed = [
+        w * a - low * max(w, 0.0) - high * min(w, 0.0)
+        for (w, a), (low, high) in zip(products, bounds, strict=True)
+    ]
+    return [share(r, sum(boxed), epsilon) * each for each in boxed]
+
+
+class Decomposed(Layer):
+    """A linear or convolution layer of any kind under any rule, connection by connection."""
+
+    def __init__(
+        self, module: Any, rule: Any, epsilon: float, feedback: str, seen: Array | None
+    ) -> None:
+        super().__init__(seen)
+        self.module, self.rule, self.epsilon = module, rule, epsilon
+        self.own_epsilon = epsilon if rule.epsilon is None else rule.epsilon
+        self.by_rule = feedback == "rule"
+        self.w = array(module.weight)
+        self.b = None if module.bias is None else array(module.bias)
+
+    def connections(self, a: Array) -> dict[tuple[int, ...], list[Any]]:
+        """Return for every output the indices of its inputs and of their weights."""
+        found: dict[tuple[int, ...], list[Any]] = {}
+        if self.w.ndim == 2:
+            for lead in np.ndindex(*a.shape[:-1]):
+                for j in range(self.w.shape[0]):
+                    found[*lead, j] = [((*lead, i), (j, i)) for i in range(self.w.shape[1])]
+            return found
+        module = self.module
+        transposed = "Transpose" in type(module).__name__
+        near, far = a.shape[2:], self.seen.shape[2:] if self.seen is not None else ()
+        outputs = module.out_channels // module.groups
+        inputs = module.in_channels // module.groups
+        for index in np.ndindex(len(a), module.out_channels, *far):
+            found[index] = []
+        steps, edges = (near, far) if transposed else (far, near)
+        for n, group in np.ndindex(len(a), module.groups):
+            for o, i in np.ndindex(outputs, inputs):
+                out_channel, in_channel = group * outputs + o, group * inputs + i
+                for step in np.ndindex(*steps):
+                    for k in np.ndindex(*self.w.shape[2:]):
+                        place = tuple(
+                            p * stride + each * dilation - pad
+                            for p, stride, each, dilation, pad in zip(
+                                step, module.stride, k, module.dilation, module.padding,
+                                strict=True,
+                            )
+                        )  # fmt: skip
+                        if any(not 0 <= p < edge for p, edge in zip(place, edges, strict=True)):
+                            continue
+                        here, there = (step, place) if transposed else (place, step)
+                        at = (in_channel, o, *k) if transposed else (out_channel, i, *k)
+                        found[n, out_channel, *there].append(((n, in_channel, *here), at))
+        return found
+
+    def bias_of(self, out: tuple[int, ...]) -> int:
+        """Return which bias an output has."""
+        return out[-1] if self.w.ndim == 2 else out[1]
+
+    def forward(self, a: Array) -> Array:
+        self.a, self.found = a, self.connections(a)
+        self.z = np.zeros([max(out[axis] for out in self.found) + 1
+                           for axis in range(len(next(iter(self.found))))])  # fmt: skip
+        for out, connections in self.found.items():
+            self.z[out] = sum(self.w[at] * a[here] for here, at in connections)
+            if self.b is not None:
+                self.z[out] += self.b[self.bias_of(out)]
+        self.z = self.agreed(self.z)
+        return self.z
+
+    def bounds(self, sample: int) -> tuple[float, float]:
+        """Return the bounds of the box rule: its own, or those of the sample."""
+        if getattr(self.rule, "low", None) is not None:
+            return self.rule.low, self.rule.high
+        return self.a[sample].min(), self.a[sample].max()
+
+    def backward(self, r: Array) -> Array:
+        r_in, d_w = np.zeros_like(self.a), np.zeros_like(self.w)
+        d_b = None if self.b is None else np.zeros_like(self.b)
+        for out, connections in self.found.items():
+            products = [(self.w[at], self.a[here]) for here, at in connections]
+            bounds = [self.bounds(out[0])] * len(products)
+            if self.b is not None:
+                products.append((self.b[self.bias_of(out)], 1.0))
+                bounds.append((1.0, 1.0))
+            parts = messages(self.rule, products, bounds, r[out], self.own_epsilon)
+            plain = type(self.rule).__name__ in ("Epsilon", "Zero")
+            s = share(r[out], self.z[out], self.own_epsilon if plain else self.epsilon)
+            for (here, at), part, (w, a) in zip(connections, parts, products, strict=False):
+                r_in[here] += part
+                d_w[at] += (part if w >= 0 else -part) if self.by_rule else abs(w) * a * s
+            if self.b is not None:
+                j = self.bias_of(out)
+                signed = parts[-1] if self.b[j] >= 0 else -parts[-1]
+                d_b[j] += signed if self.by_rule else abs(self.b[j]) * s
+        self.feedback = {"weight": d_w} | ({} if self.b is None else {"bias": d_b})
+        if type(self.rule).__name__ in ("Flat", "Box"):
+            # Credit is kept per unit of activation: an input near 0 hands on next to nothing.
+            for index in np.ndindex(*r_in.shape):
+                a = self.a[index]
+                r_in[index] = 0.0 if a == 0 else a * share(r_in[index], a, self.own_epsilon)
+        return r_in
+
+
+def decomposed_twin(
+    model: nn.Sequential,
+    rule_of: Callable[[str], Any],
+    epsilon: float,
+    feedback: str,
+    phi: Any,
+    seen: dict[nn.Module, Array],
+) -> Chain:
+    """Return the slow twin of a chain of modules; `rule_of` maps names of layers to rules."""
+    layers: dict[str, Layer] = {}
+    for name, module in model.named_children():
+        if hasattr(module, "weight") and module.weight.ndim > 1:
+            layers[name] = Decomposed(module, rule_of(name), epsilon, feedback, seen.get(module))
+        else:
+            layers[name] = twin(module, epsilon, phi, seen)
+    return Chain(layers)

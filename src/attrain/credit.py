@@ -17,12 +17,15 @@ from attrain.marks import Kind, Mark
 from attrain.rules import activation, linear
 from attrain.rules.activation import refuse_decision
 from attrain.rules.call import Action, Call, Scale, Settings
+from attrain.rules.decomposition import Decomposition, Epsilon, check_epsilon
+from attrain.rules.layer import Layers, layered
 from attrain.rules.linear import unsupported
+from attrain.rules.presets import Assignment, default_of, rule_finder
 from attrain.rules.registry import REGISTRY, bookkeeping
 from attrain.rules.spiking import check_neurons
 from attrain.wrappers import teach_torch
 
-RULES = ("epsilon", "zero")
+FEEDBACK = ("rule", "epsilon")
 SCALES = ("abs", "relative", "hypentropy")
 
 
@@ -45,7 +48,12 @@ class LFP:
     Parameters
     ----------
     model: a module, or the tensors that count as parameters of functional code.
-    rule: "epsilon", the paper's LFP-epsilon, or "zero", LFP-0, which is epsilon=0.
+    rule: "epsilon", the paper's LFP-epsilon; "zero", LFP-0, which is epsilon=0; another name, a
+        preset or a rule of attrain.rules: how linear and convolution layers share their reward.
+    rules: names, patterns ("features.*") or types of modules -> the rules of these layers. A name
+        beats a pattern, a pattern a type, all of them `rule`; among equals the later wins.
+    feedback: "rule", a parameter gets sign(w) times its rule's message (equation 4); "epsilon",
+        what the epsilon rule would give it, for the reward that arrived by the rules.
     epsilon: the stabiliser of equation 6; 0 is cheapest and, for ReLU networks, exact backprop.
     scale: "abs", feedback = |w| times the gradient under the rules (the paper); "relative"
         divides |w| by its mean over the tensor, so that a learning rate of gradient descent
@@ -65,8 +73,10 @@ class LFP:
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor],
-        rule: Literal["epsilon", "zero"] = "epsilon",
+        rule: str | Decomposition = "epsilon",
         *,
+        rules: Assignment | None = None,
+        feedback: Literal["rule", "epsilon"] = "rule",
         epsilon: float = 1e-6,
         scale: Literal["abs", "relative", "hypentropy"] = "abs",
         beta: float | None = None,
@@ -74,19 +84,20 @@ class LFP:
         opposite_sign: Literal["keep", "flip"] = "keep",
     ) -> None:
         for kind, value, known in (
-            ("rule", rule, RULES),
+            ("feedback", feedback, FEEDBACK),
             ("scale", scale, SCALES),
             ("batch_norm", batch_norm, ("constant", "through")),
             ("opposite_sign", opposite_sign, ("keep", "flip")),
         ):
             if value not in known:
                 raise unknown(kind, str(value), known)
-        if not 0.0 <= epsilon < float("inf"):
-            raise InputError(f"epsilon must be a finite number >= 0, got {epsilon!r}.")
-        if rule == "zero":
-            epsilon = 0.0
+        check_epsilon(epsilon)
+        default = default_of(rule)
+        if isinstance(default, Epsilon) and default.epsilon is not None:
+            epsilon = default.epsilon
         _check_beta(scale, beta)
         self.rule, self.epsilon, self.scale = rule, float(epsilon), scale
+        self.rules, self.feedback = None if rules is None else dict(rules), feedback
         self.beta = 0.0 if beta is None else float(beta)
         self.batch_norm, self.opposite_sign = batch_norm, opposite_sign
         self._model: nn.Module | tuple[Tensor, ...] = (
@@ -122,10 +133,19 @@ class LFP:
             adopt=self._adopt,
             reenter=self._reenter,
         )
-        self._mode = _Mode(self)
+        rule_of = rule_finder(self._model, self.rule, self.rules)
+        self._mode = _Mode(self) if rule_of is None else _LayerMode(self, rule_of)
+        if rule_of is not None and self.feedback == "rule" and self.beta:
+            raise InputError(
+                f"beta={self.beta!r} scales a gradient, and the message of a rule is none: use "
+                "feedback='epsilon', or scale='abs' or 'relative' without beta."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
-        options = ("rule", "epsilon", "scale", "beta", "batch_norm", "opposite_sign", "_model")
+        options = (
+            "rule", "rules", "feedback", "epsilon", "scale", "beta", "batch_norm",
+            "opposite_sign", "_model",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -135,9 +155,16 @@ class LFP:
     def __repr__(self) -> str:
         beta = f"beta={self.beta:g}, " if self.beta else ""
         return (
-            f"LFP({type(self._model).__name__}, epsilon={self.epsilon:g}, scale={self.scale!r}, "
+            f"LFP({type(self._model).__name__}, {self._shown_rules()}epsilon={self.epsilon:g}, "
+            f"scale={self.scale!r}, "
             f"{beta}batch_norm={self.batch_norm!r}, opposite_sign={self.opposite_sign!r})"
         )
+
+    def _shown_rules(self) -> str:
+        if isinstance(self._mode, _LayerMode):
+            rules = "" if self.rules is None else f"rules={self.rules!r}, "
+            return f"rule={self.rule!r}, {rules}feedback={self.feedback!r}, "
+        return ""
 
     @left_to_python
     def __enter__(self) -> Self:
@@ -307,6 +334,25 @@ def _active_mode() -> _Mode | None:
         if isinstance(mode, _Mode):
             return mode
     return None
+
+
+class _LayerMode(_Mode):
+    """A mode in which linear and convolution layers have rules of their own."""
+
+    def __init__(self, credit: LFP, rule_of: Callable[[Call, Tensor], Decomposition]) -> None:
+        super().__init__(credit)
+        self.layers = Layers(rule_of, credit.feedback)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if REGISTRY.get(func) is linear.weighted and torch.is_grad_enabled():
+            call = Call(self.settings, func, args, kwargs or {})
+            if call.carries and not any(
+                call.mark(each).kind is Kind.OBJECTIVE for each in call.activations
+            ):
+                return layered(call, self.layers)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class _Entered(threading.local):
