@@ -28,6 +28,7 @@ MEASURES = {
     "ece",
     "gini",
     "update_density",
+    "signs_changed",
     "accuracy_90_removed",
     "accuracy_95_removed",
     "accuracy_98_removed",

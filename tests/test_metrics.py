@@ -126,6 +126,29 @@ def test_update_density_of_a_sparse_gradient():
     assert sparsity.update_density(embedding.parameters()) == pytest.approx(4 / 10)
 
 
+def test_signs_that_changed_are_counted_one_by_one():
+    torch.manual_seed(0)
+    before = {"a": torch.randn(4, 5), "b": torch.randn(3)}
+    after = {name: weight + torch.randn_like(weight) for name, weight in before.items()}
+    before["a"][0, 0], after["a"][1, 1] = 0.0, 0.0
+    counted = changed = 0
+    for name, weight in before.items():
+        for old, new in zip(weight.flatten().tolist(), after[name].flatten().tolist(), strict=True):
+            if old != 0:
+                counted += 1
+                changed += (old < 0 < new) or (new < 0 < old)
+    assert 0 < changed < counted == 22
+    assert sparsity.signs_changed(before, after) == changed / counted
+    assert sparsity.signs_changed(before, before) == 0.0
+
+
+def test_signs_of_other_weights_are_refused():
+    with pytest.raises(InputError, match="before and after are not of one model"):
+        sparsity.signs_changed({"a": torch.ones(2)}, {"a": torch.ones(3)})
+    with pytest.raises(InputError, match="no weight was other than 0 before"):
+        sparsity.signs_changed({"a": torch.zeros(2)}, {"a": torch.ones(2)})
+
+
 def test_connection_weights_are_those_of_linear_and_convolution_layers():
     model = nn.Sequential(
         nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.Embedding(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)

@@ -37,7 +37,7 @@ from attrain.report.measures import (
 from attrain.report.numbers import PERCENT, PLAIN, STEP_TIME, fixed, interval, spread, unit_for
 from attrain.report.palette import LIGHT, css, label
 from attrain.report.raster import png
-from attrain.report.sections import SECTIONS
+from attrain.report.sections import SECTIONS, weights
 from attrain.report.sections.curves import mean_curve
 from attrain.report.sections.pruning import mean_pruning
 from attrain.report.sections.saliency import concentration
@@ -585,6 +585,13 @@ def test_the_sentence_on_removed_weights_names_the_rival():
     stored = two_methods(0.86, 0.97, 0.05, 0.2, key="accuracy_90_removed")
     stored["methods"]["sgd-l1"] = {"seeds": [0, 1], "accuracy_90_removed": measured(0.96)}
     assert removal_sentence(methods_of(stored)).endswith("SGD falls to 86%; SGD-L1 is at 96%.")
+
+
+def test_the_weights_tell_how_many_signs_have_changed(digits):
+    sentence = weights.fill(read_run(digits)).sentence
+    assert re.search(r"; weights that changed their sign: SGD 12.0%, LFP 5.00% and", sentence), (
+        sentence
+    )
 
 
 def test_the_sentence_on_cost_is_a_ratio():

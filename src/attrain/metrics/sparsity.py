@@ -77,6 +77,28 @@ def update_density(parameters: Iterable[Tensor]) -> float:
     return float(torch.stack([count.cpu() for count in touched]).sum()) / total if touched else 0.0
 
 
+def signs_changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """Return the share of weights that have another sign than they had (paper 002).
+
+    The sign of a weight says whether its connection excites or inhibits, which LFP tends to keep.
+    Counted are weights that were not 0; one that has become exactly 0 has no other sign. Raises
+    InputError for weights of different models, or where all were 0.
+    """
+    if {name: weight.shape for name, weight in before.items()} != {
+        name: weight.shape for name, weight in after.items()
+    }:
+        raise InputError(
+            "the weights before and after are not of one model: their names or shapes differ."
+        )
+    changed = sum(
+        int((before[name].cpu().sign() * after[name].cpu().sign() < 0).sum()) for name in before
+    )
+    counted = sum(int(weight.count_nonzero()) for weight in before.values())
+    if counted == 0:
+        raise InputError("no weight was other than 0 before: none had a sign to change.")
+    return changed / counted
+
+
 def connection_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of all linear and convolution layers by name, each tensor once.
 

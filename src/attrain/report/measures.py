@@ -17,7 +17,11 @@ UNCLEAR = "no clear difference"
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the verdict table: its key in `results.json`, its unit, which way is better."""
+    """A measure: its key in `results.json`, its unit, which way is better.
+
+    It is a column of the verdict table, or, without `column`, in the CSV file and elsewhere alone:
+    the table has to fit a laptop.
+    """
 
     key: str
     title: str
@@ -25,6 +29,7 @@ class Measure:
     units: tuple[Unit, ...]
     better: Literal["higher", "lower"]
     about: str
+    column: bool = True
 
 
 _REMOVED = "test accuracy with the smallest {}% of all weights set to zero, without retraining"
@@ -58,6 +63,11 @@ MEASURES = (
     Measure(
         "update_density", "update density", "Sparsity", numbers.PERCENT, "lower",
         "share of the weights that a training step changes",
+    ),
+    Measure(
+        "signs_changed", "signs changed", "Sparsity", numbers.PERCENT, "lower",
+        "share of the weights that ended with another sign than they started with",
+        column=False,
     ),
     *(
         Measure(
@@ -97,7 +107,7 @@ class Column:
 def columns(methods: Sequence[Method]) -> tuple[Column, ...]:
     """Return the columns that at least one method fills."""
     filled = []
-    for measure in MEASURES:
+    for measure in (each for each in MEASURES if each.column):
         estimates = [method.estimates.get(measure.key) for method in methods]
         means = [estimate.mean for estimate in estimates if estimate]
         if not means:

@@ -4,6 +4,7 @@ import numpy as np
 
 from attrain.report import numbers
 from attrain.report.folder import Run
+from attrain.report.measures import percent
 from attrain.report.palette import label
 from attrain.report.section import Filled, Section
 from attrain.report.sections import distribution, pruning
@@ -62,5 +63,11 @@ def _sentence(run: Run) -> str:
         if "gini" in m.estimates
     ]
     tail = f"; Gini of all weights: {numbers.joined(ginis)}" if ginis else ""
+    signs = [
+        f"{label(m.name)} {percent(m, 'signs_changed')}"
+        for m in run.methods
+        if "signs_changed" in m.estimates
+    ]
+    tail += f"; weights that changed their sign: {numbers.joined(signs)}" if signs else ""
     lost = "Share of the smallest weights that can go before a point of accuracy is lost: "
     return f"{lost}{numbers.joined(each)}{tail}."
