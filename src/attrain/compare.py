@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ from attrain.config import CompareConfig, JobConfig, TrainConfig, check_job, epo
 from attrain.data import Data, load
 from attrain.errors import CreditWarning, InputError
 from attrain.live import Display
-from attrain.methods import Method, find
+from attrain.methods import Method, find, fitting, is_spiking
 from attrain.metrics.calibration import calibration
 from attrain.metrics.sparsity import connection_weights, signs_changed, weight_summary
 from attrain.metrics.statistics import paired_difference, summary
-from attrain.models import build
+from attrain.models import SpikingNet, build
 from attrain.pruning import AMOUNTS, CRITERIA, curve, fold_batch_norm
 from attrain.report import write_report
 from attrain.runs import RunFolder, SeedFolder, environment, load_weights, read_json, write_json
+from attrain.spiking import activity, record
 from attrain.training import (
     Progress,
     Trained,
@@ -54,6 +55,7 @@ REMOVED = {"90": 0.9, "95": 0.95, "98": 0.98}
 SAMPLES, DISAGREEING, WRONG = 18, 8, 4
 LARGEST_SIDE = 64
 GRID, POINTS, MARGIN = 100, 300, 0.1
+FIRING_SAMPLES, RASTER_NEURONS = 200, 40
 # What may differ between a job and its resumption: it changes the speed or the place, no result.
 FREE = {"checkpoint_seconds", "device", "devices", "tensorboard", "threads"}
 
@@ -108,6 +110,9 @@ class _Job:
         """Return the model with the weights of a finished run."""
         model = self.model(0)
         load_weights(place.weights, model)
+        if is_spiking(model):
+            # What it is asked for is a gradient, which only a surrogate has.
+            cast(SpikingNet, model).spike_by("surrogate")
         return model.to(self.fabric.device)
 
 
@@ -117,13 +122,18 @@ def _run_job(
     path = config.out or free_folder(command, config.data, config.resume)
     with _claimed(RunFolder(path), config.resume):
         data = load(config.data)
-        build(config.model, data.input_shape, data.num_classes, activation=config.activation)
+        model = build(
+            config.model, data.input_shape, data.num_classes, activation=config.activation
+        )
+        if is_spiking(model) and rival:
+            # It is a rival in sparsity, and no gradient gets through spikes.
+            names, rival = [name for name in names if name != rival], None
+        methods = [fitting(find(name), model) for name in names]
         fabric = make_fabric(config.training)
     # The others may have seen the folder that the first process made and chosen the next.
     folder = RunFolder(fabric.broadcast(path))
     with Display(quiet=not fabric.is_global_zero) as display:
         job = _Job(config, data, folder, fabric, display)
-        methods = [find(name) for name in names]
         record = _record(job, command, methods, list(range(seeds)), rival)
         record = fabric.broadcast(_opened(job, record) if job.leads else record)
         display.plan(_runs(methods, rival, seeds))
@@ -215,6 +225,7 @@ def _settings(method: Method, config: JobConfig) -> dict[str, Any]:
         "momentum": momentum_of(method, config.training),
         "weight_decay": weight_decay_of(method, config.training),
         "l1": method.l1,
+        "adaptive_clipping": method.adaptive_clipping,
         "credit": None if method.credit is None else dict(method.credit),
         "objective": method.objective,
         "citation": method.citation,
@@ -416,7 +427,7 @@ def _tuned_rival(job: _Job, rival: Method, record: dict[str, Any]) -> Method:
 
 
 def _explain(job: _Job, methods: Sequence[Method]) -> None:
-    """Write samples.json or boundary.json from the models of the first seed."""
+    """Write samples.json, boundary.json and spikes.json from the models of the first seed."""
     shape = job.data.input_shape
     models = {
         method.name: job.trained(job.folder.seed(method.name, 0))
@@ -427,6 +438,12 @@ def _explain(job: _Job, methods: Sequence[Method]) -> None:
         write_json(job.folder.samples, _samples(models, job.data), indent=None)
     if shape == (2,):
         write_json(job.folder.boundary, _boundary(models, job.data), indent=None)
+    if is_spiking(job.model(0)):
+        spiking = {
+            method.name: cast(SpikingNet, job.trained(job.folder.seed(method.name, 0)))
+            for method in methods
+        }
+        write_json(job.folder.spikes, _fired(spiking, job.data), indent=None)
 
 
 def choose_samples(predictions: Tensor, y: Tensor) -> list[int]:
@@ -517,6 +534,65 @@ def _boundary(models: dict[str, nn.Module], data: Data) -> dict[str, Any]:
             name: {"seed": 0, "classes": predict(model, cells).argmax(1).view(GRID, GRID).tolist()}
             for name, model in models.items()
         },
+    }
+
+
+@torch.no_grad()
+def _fired(models: dict[str, SpikingNet], data: Data) -> dict[str, Any]:
+    """Return what neurons do for one test sample that all models classify rightly, if there is one.
+
+    Of each layer as many neurons as can be drawn, evenly over the layer; the membranes of the
+    outputs; and rates, spikes and synaptic operations per sample over the first test samples.
+    """
+    x, y = (tensor[:FIRING_SAMPLES] for tensor in data.test.tensors)
+    right = torch.stack([model(x.to(_device(model))).cpu().argmax(1) == y for model in
+                         models.values()]).all(0)  # fmt: skip
+    chosen = int(right.int().argmax())
+    shown = {}
+    for name, model in models.items():
+        inputs = x.to(_device(model))
+        cost, layers = activity(model, inputs), record(model, inputs[chosen : chosen + 1])
+        shown[name] = {
+            "seed": 0,
+            "prediction": int(model(inputs[chosen : chosen + 1]).argmax()),
+            "spikes_per_sample": cost.spikes,
+            "synaptic_operations": cost.synaptic_operations,
+            "multiplications": cost.multiplications,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "neurons": layer.neurons,
+                    "rate": layer.rate,
+                    "silent": layer.silent,
+                    **_raster(torch.stack(seen.spikes)[:, 0].flatten(1).cpu()),
+                }
+                for layer, seen in zip(cost.layers, layers, strict=True)
+            ],
+            "membranes": _rounded(torch.stack(layers[-1].membranes)[:, 0].T.cpu()),
+        }
+    first = next(iter(models.values()))
+    return {
+        "index": chosen,
+        "label": int(y[chosen]),
+        "classes": list(data.classes),
+        "samples": len(x),
+        "steps": first.steps,
+        "threshold": first.threshold,
+        "methods": shown,
+    }
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _raster(spikes: Tensor) -> dict[str, Any]:
+    """Return which neurons of `spikes` [T, J] are shown, and the steps in which each fired."""
+    count = spikes.shape[1]
+    shown = np.unique(np.linspace(0, count - 1, min(count, RASTER_NEURONS)).round()).astype(int)
+    return {
+        "shown": shown.tolist(),
+        "fired": [spikes[:, neuron].nonzero().flatten().tolist() for neuron in shown.tolist()],
     }
 
 
