@@ -202,7 +202,8 @@ def _reached(module: nn.Module, x: Tensor, out: Tensor) -> float:
         dilation=layer.dilation,
         groups=groups,
     )
-    return float(reached.sum(dtype=torch.float64)) * layer.out_channels / groups
+    each = float(reached.sum(dtype=torch.float64))
+    return each * int(layer.out_channels) / int(groups)
 
 
 def warn_of_silence(model: nn.Module, x: Tensor, *, batch_dim: int = 0) -> Activity:

@@ -122,7 +122,8 @@ def _rows(models: Models) -> Iterator[tuple[object, ...]]:
 def _panel(spikes: Spikes, firing: Firing, y: Axis, name: str) -> Markup:
     right = WIDTH - RIGHT
     step = (right - LEFT) / spikes.steps
-    parts, top = [], TOP
+    parts: list[Markup] = []
+    top = TOP
     for place, layer in enumerate(firing.layers):
         last = place == len(firing.layers) - 1
         classes = [_class(spikes, neuron) for neuron in layer.shown] if last else None
