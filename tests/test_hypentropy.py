@@ -225,7 +225,7 @@ def test_copies_keep_beta():
     credit = attrain.LFP(model, scale="hypentropy", beta=0.25)
     assert repr(credit) == (
         "LFP(Linear, epsilon=1e-06, scale='hypentropy', beta=0.25, batch_norm='constant', "
-        "opposite_sign='keep')"
+        "opposite_sign='keep', gate='half')"
     )
     for copied in (copy.deepcopy(credit), pickle.loads(pickle.dumps(credit))):
         assert copied.beta == 0.25 and copied._settings.scaled.scale == Scale(beta=0.25)

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from attrain.rules import gated
 
 ZOO: dict[str, Callable[[], "Case"]] = {}
 
@@ -568,9 +571,72 @@ def lerp_by_an_activation() -> Case:
     )  # fmt: skip
 
 
+# A recurrent layer uses each of its weights once; torch's own graph, once per step.
+
+
 @case
 def lstm() -> Case:
-    return Case(nn.LSTM(6, 5), (torch.randn(3, 2, 6),), output=lambda o: o[0], refused="lstm")
+    return Case(nn.LSTM(6, 5), (torch.randn(3, 2, 6),), output=lambda o: o[0], uses=4)
+
+
+@case
+def lstm_stacked_with_projections() -> Case:
+    model = nn.LSTM(6, 5, 2, proj_size=3, bidirectional=True, batch_first=True)
+    x = torch.randn(2, 3, 6, dtype=torch.float64)  # in single precision oneDNN warns
+    return Case(model.double(), (x,), output=lambda o: o[1][1][-1], uses=20)
+
+
+@case
+def gru_with_dropout_and_attention_over_its_states() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        states, last = self.gru(torch.tanh(self.a(x)))
+        weights = torch.softmax(self.score(states), 1)
+        return self.out((weights * states).sum(1) + last[-1].repeat(1, 2))
+
+    parts = {"a": nn.Linear(6, 5), "score": nn.Linear(10, 1), "out": nn.Linear(10, 3)}
+    gru = nn.GRU(5, 5, 2, dropout=0.3, bidirectional=True, batch_first=True)
+    return Case(Forward(forward, gru=gru, **parts), (torch.randn(2, 4, 6),), uses=22)
+
+
+@case
+def packed_words_through_an_rnn() -> Case:
+    def forward(self: Any, words: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.words(words), lengths, True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.rnn(packed)[0], True)
+        return self.out(states.amax(1))
+
+    parts = {"words": nn.Embedding(50, 6), "rnn": nn.RNN(6, 5, nonlinearity="relu")}
+    return Case(
+        Forward(forward, out=nn.Linear(5, 3), **parts), (TOKENS, torch.tensor([4, 7])), uses=7
+    )
+
+
+@case
+def recurrent_cells() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        state, h, last = None, None, None
+        for each in x:
+            state = self.lstm(each, state)
+            h = self.gru(state[0], h)
+            last = self.rnn(h, last)
+        return last
+
+    parts = {"lstm": nn.LSTMCell(6, 5), "gru": nn.GRUCell(5, 4), "rnn": nn.RNNCell(4, 3)}
+    return Case(Forward(forward, **parts), (torch.randn(3, 2, 6),))
+
+
+@case
+def minimal_gated_unit_written_by_hand() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        h = x.new_zeros(2, 5)
+        for each in x:
+            both = torch.cat([each, h], 1)
+            gate, new = self.gate(both), torch.tanh(self.new(both))
+            h = gated(h, -gate) + gated(new, gate)
+        return self.out(h)
+
+    parts = {"gate": nn.Linear(11, 5), "new": nn.Linear(11, 5), "out": nn.Linear(5, 3)}
+    return Case(Forward(forward, **parts), (torch.randn(3, 2, 6),))
 
 
 @case

@@ -21,6 +21,7 @@ from attrain.rules.decomposition import Decomposition, Epsilon, check_epsilon
 from attrain.rules.layer import Layers, layered
 from attrain.rules.linear import unsupported
 from attrain.rules.presets import Assignment, default_of, rule_finder
+from attrain.rules.recurrent import SHARES
 from attrain.rules.registry import REGISTRY, bookkeeping
 from attrain.rules.spiking import check_neurons
 from attrain.wrappers import teach_torch
@@ -64,6 +65,8 @@ class LFP:
         at its own learning rate. With a beta above 0 parameters that are exactly 0 learn.
     batch_norm: "constant" statistics (equations 9 and 10), or "through" them.
     opposite_sign: "keep" or "flip" the reward where an activation changes the sign (footnote 12).
+    gate: what the gates of LSTM and GRU take of the credit of what they let through: "half" (the
+        uniform rule of AttnLRP), or "none" (Arras et al., 2017), with which gates do not learn.
 
     Raises InputError for unknown options; CreditError, inside the context, for a function that has
     no rule, and for spiking neurons that have none. Warns (CreditWarning) by name of parameters
@@ -82,12 +85,14 @@ class LFP:
         beta: float | None = None,
         batch_norm: Literal["constant", "through"] = "constant",
         opposite_sign: Literal["keep", "flip"] = "keep",
+        gate: Literal["half", "none"] = "half",
     ) -> None:
         for kind, value, known in (
             ("feedback", feedback, FEEDBACK),
             ("scale", scale, SCALES),
             ("batch_norm", batch_norm, ("constant", "through")),
             ("opposite_sign", opposite_sign, ("keep", "flip")),
+            ("gate", gate, SHARES),
         ):
             if value not in known:
                 raise unknown(kind, str(value), known)
@@ -99,7 +104,7 @@ class LFP:
         self.rule, self.epsilon, self.scale = rule, float(epsilon), scale
         self.rules, self.feedback = None if rules is None else dict(rules), feedback
         self.beta = 0.0 if beta is None else float(beta)
-        self.batch_norm, self.opposite_sign = batch_norm, opposite_sign
+        self.batch_norm, self.opposite_sign, self.gate = batch_norm, opposite_sign, gate
         self._model: nn.Module | tuple[Tensor, ...] = (
             model if isinstance(model, nn.Module) else _own_tensors(model)
         )
@@ -118,6 +123,7 @@ class LFP:
             scale=scale,
             batch_norm=self.batch_norm,
             opposite_sign=self.opposite_sign,
+            gate=self.gate,
             # Known by identity: they live as long as this context, which keeps the model.
             parameters=frozenset(
                 () if isinstance(self._model, nn.Module) else map(id, self._model)
@@ -144,7 +150,7 @@ class LFP:
     def __getstate__(self) -> dict[str, Any]:
         options = (
             "rule", "rules", "feedback", "epsilon", "scale", "beta", "batch_norm",
-            "opposite_sign", "_model",
+            "opposite_sign", "gate", "_model",
         )  # fmt: skip
         return {name: getattr(self, name) for name in options}
 
@@ -157,7 +163,8 @@ class LFP:
         return (
             f"LFP({type(self._model).__name__}, {self._shown_rules()}epsilon={self.epsilon:g}, "
             f"scale={self.scale!r}, "
-            f"{beta}batch_norm={self.batch_norm!r}, opposite_sign={self.opposite_sign!r})"
+            f"{beta}batch_norm={self.batch_norm!r}, opposite_sign={self.opposite_sign!r}, "
+            f"gate={self.gate!r})"
         )
 
     def _shown_rules(self) -> str:

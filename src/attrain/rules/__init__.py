@@ -16,6 +16,7 @@ from attrain.rules.decomposition import (
     ZPlusZMinus,
 )
 from attrain.rules.presets import PRESETS
+from attrain.rules.recurrent import gated
 from attrain.rules.registry import REGISTRY, elementwise, register
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "ZPlusZMinus",
     "Zero",
     "elementwise",
+    "gated",
     "register",
 ]

@@ -17,7 +17,8 @@ from attrain.rules.quantised import handed_on
 
 NO_SIGN = (
     "{name} does not keep the sign of its input: its secant slope is unbounded near 0 and credit "
-    "through it is unreliable (paper 3.4). Prefer tanh, SiLU or ReLU, or set opposite_sign='flip'."
+    "through it is unreliable (paper 3.4). Prefer tanh, SiLU or ReLU, attrain.rules.gated for a "
+    "gate, or set opposite_sign='flip'."
 )
 
 

@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from attrain import audit
 from attrain.errors import InputError, unknown
-from attrain.rules import activation, linear, norm, product
+from attrain.rules import activation, linear, norm, product, recurrent
 from attrain.rules.call import Call
 
 Rule = Callable[..., Any]
@@ -99,7 +99,8 @@ _put(
     "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices "
     "adaptive_max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d max_unpool1d "
     "max_unpool2d max_unpool3d max min amax amin median cummax cummin maximum minimum fmax fmin "
-    "masked_scatter scatter index_put index_copy scatter_reduce select_scatter slice_scatter",
+    "masked_scatter scatter index_put index_copy scatter_reduce select_scatter slice_scatter "
+    "pad_sequence _pack_padded_sequence _pad_packed_sequence",
 )
 _put(
     linear.passed,
@@ -120,6 +121,10 @@ _put(product.quotient, "div divide true_divide truediv rdiv rtruediv", in_place=
 _put(linear.negated, "neg negative", in_place=True)
 _put(product.attention, "scaled_dot_product_attention")
 _put(product.opened, "multi_head_attention_forward pairwise_distance multi_margin")
+for _cell in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+    _put(partial(recurrent.layers, cell=_cell), _cell)
+    _put(partial(recurrent.single, cell=_cell), f"{_cell}_cell")
+REGISTRY[recurrent.gated] = recurrent.gate
 _put(activation.relu, "relu", in_place=True)
 _put(activation.homogeneous, "leaky_relu rrelu", in_place=True)
 _put(
