@@ -494,6 +494,10 @@ def test_outputs_without_grad_are_refused():
         rewards.softmax(torch.randn(7, 4), labels(7))
 
 
+def judge_that_is_out(out, drink):
+    raise ConnectionError("nobody answers")
+
+
 NAN = torch.tensor(float("nan"))
 FAULTS = {
     "not a tensor": (
@@ -630,16 +634,42 @@ FAULTS = {
     ),
     "two scores": (
         lambda: rewards.metric(lambda o: o)(leaf(3, 4)),
-        r"scores of shape \(3, 4\) for outputs of shape \(3, 4\): one score per sample was wanted, "
-        r"shape \(3,\)",
+        r"the metric .*<lambda> returned scores of shape \(3, 4\) for outputs of shape \(3, 4\): "
+        r"one score per sample was wanted, 3 numbers, shape \(3,\)",
     ),
     "nan score": (
         lambda: rewards.metric(lambda o: [1.0, float("nan"), 0.0])(leaf(3, 4)),
-        r"the score nan at \[1\] is not finite \(1 of 3 are\)",
+        r"the score of the metric .* nan at \[1\] is not finite \(1 of 3 are\)",
     ),
     "no score": (
         lambda: rewards.metric(lambda o: None)(leaf(3, 4)),
-        "the metric returned a NoneType that is no row of numbers.*3 in all",
+        "the metric .* returned a NoneType, None, which is no row of numbers.*3 numbers",
+    ),
+    "score of the whole batch": (
+        lambda: rewards.metric(lambda o: 0.7)(leaf(3, 4)),
+        r"returned a single number for outputs of shape \(3, 4\).*what it adds to the score of the "
+        "batch",
+    ),
+    "words as scores": (
+        lambda: rewards.metric(lambda o: ["good", "bad", "good"])(leaf(3, 4)),
+        r"returned a list, \['good', 'bad', 'good'\], which is no row of numbers",
+    ),
+    "complex scores": (
+        lambda: rewards.metric(lambda o: [1j, 0, 0])(leaf(3, 4)),
+        "returned complex numbers: one score per sample was wanted, 3 numbers",
+    ),
+    "metric that raises": (
+        lambda: rewards.metric(judge_that_is_out)(leaf(3, 4), "tea"),
+        r"the metric judge_that_is_out raised ConnectionError for outputs of shape \(3, 4\): "
+        r"nobody answers\. It is called as fn\(outputs, \.\.\.\)",
+    ),
+    "metric that raises without a word": (
+        lambda: rewards.metric(lambda o: next(iter(())))(leaf(3, 4)),
+        "raised StopIteration .* it gave no reason",
+    ),
+    "metric that takes other arguments": (
+        lambda: rewards.metric(judge_that_is_out)(leaf(3, 4)),
+        "raised TypeError .*missing 1 required positional argument",
     ),
     "no predicted class": (
         lambda: rewards.metric(lambda o: o)(leaf(3)),

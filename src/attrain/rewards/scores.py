@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from attrain.errors import InputError, unknown
+from attrain.errors import AttrainError, InputError, unknown
 from attrain.rewards import checks
 from attrain.rewards.formulas import Reward, judge
 from attrain.rewards.objective import Reduction, objective
@@ -49,8 +49,8 @@ class Metric:
         """Return the objective for `out` [N, ...], whose scores [N] are `fn(out.detach(), *args)`.
 
         Raises:
-            InputError: scores or mask have the wrong shape, a score is not finite, or `out` has
-                no predicted class.
+            InputError: `fn` raised, scores or mask have the wrong shape, a score is no finite
+                number, or `out` has no predicted class.
             CreditError: the forward pass ran outside a credit context.
         """
         learning = torch.is_grad_enabled()
@@ -85,21 +85,38 @@ class Metric:
         self._mean = None if mean is None else torch.tensor(mean, dtype=torch.float64)
 
     def _score(self, out: Tensor, o: Tensor, args: tuple[Any, ...]) -> Tensor:
-        given = self._fn(out.detach(), *args)
+        name = getattr(self._fn, "__qualname__", type(self._fn).__name__)
+        wanted = f"one score per sample was wanted, {o.shape[0]} numbers"
+        try:
+            given = self._fn(out.detach(), *args)
+        except AttrainError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the metric {name} raised {type(error).__name__} for outputs of shape "
+                f"{tuple(o.shape)}: {str(error) or 'it gave no reason'}. It is called as "
+                "fn(outputs, ...) with what the objective is called with."
+            ) from error
         try:
             score = torch.as_tensor(given).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"the metric returned a {type(given).__name__} that is no row of numbers: one "
-                f"score per sample was wanted, {o.shape[0]} in all."
+                f"the metric {name} returned {_shown(given)}, which is no row of numbers: {wanted}."
             ) from error
+        if score.is_complex():
+            raise InputError(f"the metric {name} returned complex numbers: {wanted}.")
         if score.shape != o.shape[:1]:
+            whole = score.dim() == 0
             raise InputError(
-                f"the metric returned scores of shape {tuple(score.shape)} for outputs of shape "
-                f"{tuple(o.shape)}: one score per sample was wanted, shape {tuple(o.shape[:1])}."
+                f"the metric {name} returned "
+                + ("a single number" if whole else f"scores of shape {tuple(score.shape)}")
+                + f" for outputs of shape {tuple(o.shape)}: {wanted}, shape {tuple(o.shape[:1])}."
+                + (" Give each sample what it adds to the score of the batch." if whole else "")
             )
         if checks.visible(score):
-            checks.refuse(score, ~torch.isfinite(score), "score", "not finite")
+            checks.refuse(
+                score, ~torch.isfinite(score), f"score of the metric {name}", "not finite"
+            )
         return score.to(o)
 
     def _chosen(self, out: Tensor, o: Tensor) -> Tensor:
@@ -133,6 +150,12 @@ class Metric:
             # The device keeps the mean: reading it here would make the host wait.
             self._mean = before.lerp(mean, 1 - self._momentum)
         return before
+
+
+def _shown(given: Any) -> str:
+    """Return what came, short enough for a sentence."""
+    text = repr(given)
+    return f"a {type(given).__name__}, {text if len(text) <= 40 else text[:37] + '...'}"
 
 
 def metric(
