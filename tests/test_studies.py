@@ -1,5 +1,6 @@
 """Every study of the registry: its smoke budget runs, and goes on after a kill to the same end."""
 
+import base64
 import json
 import math
 import re
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from markupsafe import escape
 from torch import nn
 
 from attrain import LFP, rewards
 from attrain.cli import run
 from attrain.config import StudyConfig
 from attrain.errors import AttrainError, InputError
+from attrain.report import write_report
 from attrain.studies import BUDGETS, STUDIES, fig3, find, page, runner, toy
 from attrain.studies.runner import run_study
 from attrain.studies.stack import Training, accuracy
@@ -94,6 +97,28 @@ def test_the_report_names_every_row_claim_figure_and_deviation(finished):
         assert each.replace("|", "&#124;") in text
 
 
+def test_the_html_report_holds_the_figures_and_the_deviations(finished):
+    _, folder = finished
+    html, found = (folder / "report.html").read_text(), results(folder)
+    for figure in found["figures"]:
+        assert base64.b64encode((folder / figure).read_bytes()).decode() in html
+    assert found["title"] in html
+    assert all(str(escape(each)) in html for each in found["deviations"])
+
+
+def test_a_report_embeds_only_the_figures_of_its_folder(quickest, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(quickest, out)
+    (tmp_path / "secret.svg").write_text("<svg>secret</svg>")
+    (out / "results.json").write_text(
+        json.dumps(results(out) | {"figures": ["figures/../../secret.svg", "figures/gone.svg"]})
+    )
+    write_report(out)
+    html = (out / "report.html").read_text()
+    assert "data:image/svg+xml" not in html
+    assert "The figure secret is missing." in html and "The figure gone is missing." in html
+
+
 def test_a_killed_study_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
     name, folder = finished
     broken = tmp_path / "broken"
@@ -101,7 +126,7 @@ def test_a_killed_study_goes_on_to_the_same_end(finished, tmp_path, monkeypatch)
     files = sorted((broken / "rows").iterdir())
     for file in files[1:2]:  # measured again; what is there is kept
         file.unlink()
-    for file in ("results.json", "report.md"):
+    for file in ("results.json", "report.md", "report.html"):
         (broken / file).unlink()
     kept = {file: file.stat().st_mtime_ns for file in files if file.exists()}
     smoke(name, broken, resume=True)

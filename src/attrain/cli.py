@@ -195,7 +195,7 @@ def _study(config: StudyConfig, arguments: Sequence[str]) -> int:
         _tell(f"interrupted. To go on: {_resuming(arguments, out)}")
         return INTERRUPTED
     print((out / "report.md").read_text())
-    print(f"Report: {out / 'report.md'}")
+    print(f"Report: {out / 'report.html'}")
     return 0
 
 

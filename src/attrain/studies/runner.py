@@ -16,6 +16,7 @@ import torch
 
 from attrain.config import StudyConfig, free_folder
 from attrain.errors import AttrainError, InputError
+from attrain.report import write_report
 from attrain.runs import SCHEMA, RunFolder, environment, read_json, write_json
 from attrain.studies import check, find
 from attrain.studies.page import write_page
@@ -177,3 +178,4 @@ def _conclude(
     }
     write_json(folder.results, record)
     write_page(folder.path)
+    write_report(folder.path)

@@ -1,10 +1,20 @@
 """The sections of the report, in the order of the page."""
 
 from attrain.report.section import Section
-from attrain.report.sections import boundary, checks, curves, saliency, spikes, verdict, weights
+from attrain.report.sections import (
+    boundary,
+    checks,
+    curves,
+    saliency,
+    spikes,
+    study,
+    verdict,
+    weights,
+)
 
 SECTIONS: tuple[Section, ...] = (
     verdict.SECTION,
+    study.SECTION,
     curves.SECTION,
     weights.SECTION,
     boundary.SECTION,
