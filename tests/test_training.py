@@ -23,6 +23,7 @@ from attrain.config import TrainingConfig
 from attrain.errors import AttrainError, InputError
 from attrain.methods import find
 from attrain.metrics.cost import saved_for_backward, training_bytes
+from attrain.optim import COURSES
 from attrain.runs import load_checkpoint, save_checkpoint
 from attrain.training import (
     batches,
@@ -53,20 +54,27 @@ def close(first: dict, second: dict, tolerance: float = 1e-6) -> None:
 # The loop against one written out -----------------------------------------------------------------
 
 
-def written_out(config: TrainingConfig, seed: int = 0, l1: float = 0.0) -> dict:
+def written_out(
+    config: TrainingConfig, seed: int = 0, l1: float = 0.0, decay: float = 0.0, course=None
+) -> dict:
     """Train as the loop should, with nothing but torch."""
     model, data = plain_model(), small_data()
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=0.9)
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
     per_epoch = [batches(len(data.train), config.batch_size, seed, e) for e in range(config.epochs)]
     steps = sum(map(len, per_epoch))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=steps
     )
     x, y = data.train.tensors
-    for index in [batch for epoch in per_epoch for batch in epoch]:
+    for step, index in enumerate(batch for epoch in per_epoch for batch in epoch):
+        strength = 1.0 if course is None else course(step / (steps - 1))
+        optimizer.param_groups[0]["weight_decay"] = strength * decay
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x[index]), y[index])
-        loss = loss + l1 * sum(p.abs().sum() for p in model.parameters() if p.ndim > 1)
+        loss = loss + strength * l1 * sum(p.abs().sum() for p in model.parameters() if p.ndim > 1)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
@@ -78,6 +86,17 @@ def written_out(config: TrainingConfig, seed: int = 0, l1: float = 0.0) -> dict:
 def test_the_loop_does_what_a_loop_written_out_does(method, l1):
     config = dataclasses.replace(FAST, clip_norm=0.5)
     close(weights_after(config, method), written_out(config, l1=l1))
+
+
+@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize("l1, decay", [(1e-2, 0.0), (0.0, 0.1)])
+def test_decay_and_l1_follow_the_course_of_the_method(course, l1, decay, tmp_path):
+    method = dataclasses.replace(find("sgd"), l1=l1, weight_decay=decay, course=course)
+    found = train(plain_model(), small_data(), method, FAST, folder=tmp_path).weights
+    close(found, written_out(FAST, l1=l1, decay=decay, course=COURSES[course]))
+    other = dataclasses.replace(method, course="release" if course == "ramp" else "ramp")
+    with pytest.raises(InputError, match=f"course of weight decay and l1 {course}, now "):
+        train(plain_model(), small_data(), other, FAST, folder=tmp_path, resume=True)
 
 
 def test_lfp_is_weight_times_gradient_for_relu_networks():

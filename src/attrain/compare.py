@@ -226,6 +226,7 @@ def _settings(method: Method, config: JobConfig) -> dict[str, Any]:
         "weight_decay": weight_decay_of(method, config.training),
         "l1": method.l1,
         "adaptive_clipping": method.adaptive_clipping,
+        "course": method.course,
         "credit": None if method.credit is None else dict(method.credit),
         "objective": method.objective,
         "citation": method.citation,

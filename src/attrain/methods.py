@@ -25,7 +25,8 @@ class Method:
     loss: "cross_entropy", or the name of a reward. `l1` is the factor of the sum of |w| over the
     weights of linear and convolution layers that is added to the loss. The learning rate is for
     torch's SGD. `adaptive_clipping` is the largest |g| / |w| of a neuron; where it is not 0 it
-    takes the place of clipping by the norm of the whole gradient.
+    takes the place of clipping by the norm of the whole gradient. `course` is how strong weight
+    decay and L1 are in the course of training, a name in `attrain.optim.COURSES`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     objective: str = "cross_entropy"
     citation: str = ""
     adaptive_clipping: float = 0.0
+    course: str = "constant"
 
 
 _KNOWN = (
@@ -169,6 +171,8 @@ class BatchLoss:
 
         self.forward = forward or model
         self.l1 = method.l1
+        self.strength = 1.0
+        """Share of the L1 term that counts now: the loop sets it, by the method's course."""
         self.model = model
         self.penalised: list[str] = []
         if method.l1:
@@ -203,7 +207,7 @@ class BatchLoss:
                 out = self.forward(x)
         loss = self.loss(out, y)
         if self.penalised:
-            loss = loss + self.l1 * _sum_of_sizes(self.model, self.penalised)
+            loss = loss + self.strength * self.l1 * _sum_of_sizes(self.model, self.penalised)
         return loss, out
 
     def _of_spikes(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":

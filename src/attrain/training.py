@@ -27,7 +27,7 @@ from attrain.methods import BatchLoss, Method
 from attrain.metrics.calibration import expected_calibration_error
 from attrain.metrics.cost import saved_for_backward, training_bytes
 from attrain.metrics.sparsity import update_density
-from attrain.optim import adaptive_clip_grad_
+from attrain.optim import adaptive_clip_grad_, find_course
 from attrain.runs import (
     SeedFolder,
     append_jsonl,
@@ -167,6 +167,8 @@ class _Run:
         self.at, self.tally = _Position(), _Tally()
         self.wrapped = fabric.setup_module(model)
         self.raw_optimizer = make_optimizer(model, method, config)
+        self.decays = [group["weight_decay"] for group in self.raw_optimizer.param_groups]
+        self.course = find_course(method.course)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.raw_optimizer))
         self.batch_loss = BatchLoss(method, model, self.wrapped)
         self.sharded = config.strategy == "fsdp2" and fabric.world_size > 1
@@ -226,7 +228,10 @@ class _Run:
         """Make one update; the parts of an accumulated batch weigh as many samples as they have."""
         began = time.process_time()
         schedule, steps = self.config.schedule, self.epochs * self.steps
-        for group in self.raw_optimizer.param_groups:
+        strength = self.course(self.done / max(steps - 1, 1))
+        self.batch_loss.strength = strength
+        for group, decay in zip(self.raw_optimizer.param_groups, self.decays, strict=True):
+            group["weight_decay"] = strength * decay
             group["lr"] = learning_rate(self.done, steps, self.peak_rate, schedule)
             if "momentum" in group:
                 group["momentum"] = momentum(self.done, steps, self.momentum, schedule)
@@ -734,6 +739,7 @@ def settings(method: Method, data: Data, config: TrainingConfig, seed: int) -> d
         "learning rate": learning_rate_of(method, config),
         "momentum": momentum_of(method, config),
         "weight decay": weight_decay_of(method, config),
+        "course of weight decay and l1": method.course,
         "optimizer": config.optimizer,
         "schedule": config.schedule,
         "epochs": epochs_of(config, data.name),
