@@ -320,8 +320,8 @@ def _run(
                 watch=watch,
             )
         if job.leads:
-            analysis = _analyse(job.trained(place), data, trained, start=job.model(seed))
-            write_json(place.analysis, analysis, indent=None)
+            measured = _analyse(job.trained(place), data, trained, start=job.model(seed))
+            write_json(place.analysis, measured, indent=None)
         job.fabric.barrier()
     analysis: dict[str, Any] = job.fabric.broadcast(read_json(place.analysis) if job.leads else {})
     job.display.finish(run, analysis["measures"]["test_accuracy"])
