@@ -269,6 +269,7 @@ def _several_rates(config: Config, results: Results) -> Claim:
 
 _COLOURS = {"LFP": figures.LFP, "gradient descent": figures.GRADIENT}
 _DASHES = {"sum": "-", "mean": "--"}
+_REDUCED = {"sum": "summed", "mean": "averaged"}
 _MARKERS = {"LFP": "D", "gradient descent": "s"}
 
 
@@ -284,7 +285,8 @@ def _draw_rates(config: Config, results: Results, path: Path) -> Path:
                         marker=_MARKERS[method],
                         color=_COLOURS[method],
                         linestyle=_DASHES[reduction],
-                        label=f"{method}, {reduction} over the batch",
+                        label=f"{method}, batch {_REDUCED[reduction]}",
+                        spread=reduction == "sum",
                     )
             axes.set_title(data)
         figure.axes[0].set_ylabel("test accuracy")
@@ -327,7 +329,7 @@ def _draw_training(results: Results, path: Path) -> Path:
 
 
 def _draw_weights(results: Results, path: Path) -> Path:
-    with figures.drawing(path, 7.6, 6.4) as figure:
+    with figures.drawing(path, 9.0, 6.4) as figure:
         grid = figure.subplots(len(SETS), 3, sharex=True, sharey=True)
         for line, data in zip(grid, SETS, strict=True):
             for axes, who in zip(line, ("start", *METHODS), strict=True):

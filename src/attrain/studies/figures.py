@@ -62,7 +62,7 @@ def band(
     if spread and len(each) > 1:
         deviation = each.std(0, ddof=1)
         axes.fill_between(
-            x, mean - deviation, mean + deviation, color=style["color"], alpha=0.15, lw=0
+            x, mean - deviation, mean + deviation, color=style["color"], alpha=0.12, lw=0
         )
 
 

@@ -35,7 +35,7 @@ DIVERGING = "A network with a weight of 10,000 or more counts as diverged and an
 CURVES = "Training accuracy is that of the batches as they were trained on, not of the whole set."
 CHANCE = {data: 1 / classes for data, classes in CLASSES.items()}
 GRID = 160
-SHOWN = 250
+SHOWN = 180
 
 
 @dataclass(frozen=True)
