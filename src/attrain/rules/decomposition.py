@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attrain.errors import InputError
+from attrain.rules.blocks import blockwise
 
 Terms = Sequence[tuple[Tensor, Tensor]]
 """Pairs of a function x of the inputs and a function y of the weights: n_ij = sum of x_i y_ij."""
@@ -359,7 +360,8 @@ def decompose(
         if added is not None:
             total = total + _products(added.terms if added.over is None else added.over)
         stabiliser = epsilon if part.stabilised else 0.0
-        s = _of_outputs(part, part.share * ratio(r, wide(total), stabiliser), linear.z)
+        s = _of_outputs(part, ratio(r, wide(total), stabiliser), linear.z)
+        s = s if part.share == 1.0 else s * part.share
         if added is not None and bias and linear.b is not None:
             of_bias.append((s * wide(_products(added.terms))).sum_to_size(linear.b.shape))
         shares += [s.to(linear.z.dtype)] * len(terms)
@@ -434,8 +436,13 @@ def stabilised(z: Tensor, epsilon: float) -> Tensor:
     """Return z + sign(z) epsilon with sign(0) = +1."""
     if epsilon == 0.0:
         return z
-    # Adding 0.0 turns -0.0 into +0.0, whose sign is +1.
-    return torch.copysign(torch.tensor(epsilon, dtype=z.dtype), z + 0.0).add_(z)
+    size = torch.tensor(epsilon, dtype=z.dtype)
+
+    def away_from_zero(out: Tensor, scratch: Tensor, z: Tensor) -> None:
+        # Adding 0.0 turns -0.0 into +0.0, whose sign is +1.
+        torch.copysign(size, torch.add(z, 0.0, out=scratch), out=out).add_(z)
+
+    return blockwise(away_from_zero, torch.empty_like(z), z)
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -178,7 +178,8 @@ class Assigned:
                         f"rules, {before[1]!r} and {rule!r}. Give both the same one."
                     )
                 found[id(tensor)] = (weakref.ref(tensor), rule, name)
-        self.known |= found
+        alive = {key: entry for key, entry in self.known.items() if entry[0]() is not None}
+        self.known = alive | found
 
     def __call__(self, call: Call, weight: Tensor) -> Decomposition:
         """Return the rule of a weight that takes part in a call."""
