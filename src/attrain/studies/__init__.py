@@ -29,6 +29,9 @@ class Entry:
 STUDIES: Mapping[str, Entry] = {
     "lfp-fig3": Entry("fig3", "Toy sets: LFP and gradient descent over all learning rates"),
     "lfp-fig4": Entry("fig4", "Two weights: where LFP and gradient descent walk"),
+    "lfp-fig7-A3": Entry(
+        "fig7", "Spiking networks: LFP and surrogate gradients over rates, lengths and decays"
+    ),
     "lfp-figA1": Entry(
         "figA1", "Toy sets: LFP with SiLU, ELU, tanh, sigmoid and the step function"
     ),
