@@ -190,8 +190,8 @@ def _claims(ends: Numbers, losses: Numbers) -> list[Claim]:
 
 def _draw(config: Config, results: Mapping[str, Result], reduction: str, path: Path) -> None:
     x, y = _data(config, 0)
-    side = torch.linspace(-REACH, REACH, GRID)
-    weights = torch.cartesian_prod(side, side)  # [GRID * GRID, 2], w1 slowest
+    side = np.linspace(-REACH, REACH, GRID)
+    weights = torch.from_numpy(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)).float()
     o = x @ weights.T
     loss = F.softplus(torch.where(y > 0, -o, o)).mean(0)
     reward = (o * (y - torch.sigmoid(o))).mean(0)
@@ -202,7 +202,7 @@ def _draw(config: Config, results: Mapping[str, Result], reduction: str, path: P
             filled = axes.contourf(
                 side,
                 side,
-                values.reshape(GRID, GRID).T,
+                values.reshape(GRID, GRID).numpy(),
                 levels=levels,
                 norm=BoundaryNorm(levels, 256),
                 cmap="cividis",

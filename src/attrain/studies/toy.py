@@ -178,16 +178,15 @@ def draw_training(axes: Any, result: Result, **style: Any) -> None:
 
 def draw_boundary(axes: Any, model: nn.Sequential, data: Data) -> None:
     """Draw the class that `model` gives every point of the plane, and points of the test set."""
-    x, y = data.test.tensors
-    low, high = x.amin(0) - 0.15, x.amax(0) + 0.15
-    side = [torch.linspace(float(a), float(b), GRID) for a, b in zip(low, high, strict=True)]
-    plane = torch.cartesian_prod(*side)
+    x, y = (tensor.numpy() for tensor in data.test.tensors)
+    (left, below), (right, above) = x.min(0) - 0.15, x.max(0) + 0.15
+    plane = np.meshgrid(np.linspace(left, right, GRID), np.linspace(below, above, GRID))
     with torch.no_grad():
-        classes = model(plane).argmax(-1).reshape(GRID, GRID).T
+        out = model(torch.from_numpy(np.stack(plane, axis=-1).reshape(-1, 2)).float())
     colours = COLOURS[: data.num_classes]
     axes.imshow(
-        figures.rgb(colours)[classes.numpy()],
-        extent=(low[0], high[0], low[1], high[1]),
+        figures.rgb(colours)[out.argmax(-1).reshape(GRID, GRID).numpy()],
+        extent=(left, right, below, above),
         origin="lower",
         aspect="auto",
         alpha=0.55,
