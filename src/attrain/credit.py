@@ -22,7 +22,7 @@ from attrain.rules.layer import Layers, layered
 from attrain.rules.linear import unsupported
 from attrain.rules.presets import Assignment, default_of, rule_finder
 from attrain.rules.recurrent import SHARES
-from attrain.rules.registry import REGISTRY, bookkeeping
+from attrain.rules.registry import REGISTRY, SHORTCUTS, bookkeeping
 from attrain.rules.spiking import check_neurons
 from attrain.wrappers import teach_torch
 
@@ -187,7 +187,7 @@ class LFP:
             if mode is None:
                 teach_torch(_active_mode)
                 COMPILED.run_eagerly()
-                self._settings.calls, self._settings.last = 0, None
+                self._settings.begin()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
             self._entered.stack.append((mode is None, compiler))
         except BaseException:
@@ -200,7 +200,7 @@ class LFP:
         outermost, compiler = self._entered.stack.pop()
         try:
             if outermost:
-                last, self._settings.last = self._settings.last, None
+                last = self._settings.end()
                 self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
                 COMPILED.run_as_before()
                 if error is None and last is not None:
@@ -301,9 +301,14 @@ class _Mode(TorchFunctionMode):
         rule = REGISTRY.get(func)
         if rule is bookkeeping or not torch.is_grad_enabled():
             return func(*args, **kwargs)
+        shortcut = SHORTCUTS.get(func)
+        if shortcut is not None:
+            out = shortcut(self.settings, func, args, kwargs)
+            if out is not None:
+                return out
         call = Call(self.settings, func, args, kwargs)
-        if call.carries:
-            if any(call.mark(each).kind is Kind.OBJECTIVE for each in call.activations):
+        if call.entrants:
+            if call.judged:
                 return call.finish_objective(call.run())
             return rule(call) if rule is not None else _unregistered(call)
         if call.decisions:
@@ -336,6 +341,8 @@ def _decided(call: Call, rule: Any) -> Any:
 
 def _active_mode() -> _Mode | None:
     """Return the mode of the context that this thread is in."""
+    if torch._C._len_torch_function_stack() == 0:
+        return None
     stack = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     for mode in stack:
         if isinstance(mode, _Mode):
@@ -355,9 +362,7 @@ class _LayerMode(_Mode):
     ) -> Any:
         if REGISTRY.get(func) is linear.weighted and torch.is_grad_enabled():
             call = Call(self.settings, func, args, kwargs or {})
-            if call.carries and not any(
-                call.mark(each).kind is Kind.OBJECTIVE for each in call.activations
-            ):
+            if call.entrants and not call.judged:
                 return layered(call, self.layers)
         return super().__torch_function__(func, types, args, kwargs)
 

@@ -33,6 +33,7 @@ def _no_context() -> Context | None:
 
 
 _active: Callable[[], Context | None] = _no_context
+_modules = 0  # how many were imported when torch was taught last
 
 
 class _Recomputation:
@@ -174,8 +175,10 @@ def teach_torch(active: Callable[[], Context | None]) -> None:
     tensors keep their marks in DistributedDataParallel and FSDP2. `active` returns the context of
     the thread that calls it; where there is none, the wrappers work as ever.
     """
-    global _active
-    _active = active
+    global _active, _modules
+    if _modules == len(sys.modules):
+        return  # nothing has been imported since
+    _active, _modules = active, len(sys.modules)
     if checkpoint.CheckpointFunction.forward is not _checkpointed:
         places: tuple[tuple[Any, str, Any], ...] = (
             (checkpoint.CheckpointFunction, "forward", staticmethod(_checkpointed)),

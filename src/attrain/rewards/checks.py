@@ -41,6 +41,11 @@ def outputs(out: Tensor) -> Tensor:
     o = out.detach()
     if o.dtype in (torch.float16, torch.bfloat16):
         o = o.float()
+    return o
+
+
+def finite(o: Tensor) -> None:
+    """Raise if an output is NaN or infinite."""
     # The sum of finite numbers may overflow, so it can only acquit.
     if visible(o) and not math.isfinite(o.sum()):
         finite = torch.isfinite(o)
@@ -51,7 +56,6 @@ def outputs(out: Tensor) -> Tensor:
                 f"NaN or infinite, the first at {place}: look for such values in the inputs, or "
                 "lower the learning rate or clip the gradients."
             )
-    return o
 
 
 def visible(values: Tensor) -> bool:

@@ -30,7 +30,7 @@ class Objective(torch.autograd.Function):
         """Return `value`; keep what each output is to receive, to be divided by `total`."""
         ctx.save_for_backward(gradient)
         ctx.dtype, ctx.total, ctx.over = out.dtype, total, over
-        return value.clone()
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,9 +62,17 @@ def objective(
             "|output| + epsilon, and an output may be 0."
         )
     o = checks.outputs(out)
+    # The value of a reward with a slope, o times the slope, shows what is not finite in o.
+    shown = epsilon is None and reduction != "none" and checks.visible(o)
+    if not shown:
+        checks.finite(o)
     audit_graph(out)
     with torch.no_grad():
-        given = reward(o)
+        try:
+            given = reward(o)
+        except InputError:
+            checks.finite(o)  # the first fault to be named
+            raise
         total: Tensor | float = 1.0
         over: tuple[int, ...] = ()
         value = given.loss
@@ -73,6 +81,8 @@ def objective(
             value = value.sum(over) if over else value
         else:
             value = value.sum()
+            if shown and not math.isfinite(value):
+                checks.finite(o)
         if reduction == "mean":
             total = given.total
             if isinstance(total, Tensor) and checks.visible(o):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from attrain import marks
 from attrain.marks import Kind, Mark
-from attrain.rules.blocks import blockwise
 from attrain.rules.call import Action, Call, Credit, Scale, name_of, scale_feedback
 from attrain.rules.quantised import handed_on
 
@@ -66,47 +65,21 @@ class SecantInPlace(torch.autograd.Function):
         return (credit * ctx.saved_tensors[0]).to(credit.dtype), None, None
 
 
-class SecantReLU(torch.autograd.Function):
-    """ReLU whose slope a / (a + epsilon) needs nothing but its own result."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, epsilon: float, in_place: bool) -> Tensor:
-        ctx.scaled = ()
-        if in_place:
-            a = z.relu_()
-            ctx.mark_dirty(z)
-        else:
-            a = z.relu()
-        ctx.epsilon = epsilon
-        ctx.save_for_backward(a)
-        return a
-
-    @staticmethod
-    def backward(ctx: Any, credit: Tensor) -> Any:
-        (a,) = ctx.saved_tensors
-        epsilon = ctx.epsilon
-        if a.dtype in (torch.float16, torch.bfloat16):
-            wide = a.float()
-            return credit * wide.div_(wide + epsilon).to(a.dtype), None, None
-
-        def descend(out: Tensor, scratch: Tensor, a: Tensor, c: Tensor) -> None:
-            torch.div(a, torch.add(a, epsilon, out=scratch), out=scratch)
-            torch.mul(scratch, c, out=out)
-
-        return blockwise(descend, torch.empty_like(a), a, credit), None, None
-
-
 def relu(call: Call, *, in_place: bool = False) -> Any:
-    """ReLU: where no stabiliser is owed, its derivative is its secant."""
+    """ReLU: its derivative is its secant, up to the stabiliser, which is passed on.
+
+    Where the output is above zero it equals z, and |z| / (|z| + epsilon) is left to the consumer,
+    which may be smaller (a pool) or has a pass over the output to make anyway.
+    """
     if not call.activations:
         return call.mark_derived(call.run())
     call.refuse_norms()
     z = call.activations[0]
-    root = _root_or(call, z) if call.mark(z).kind is Kind.ACTIVATION else z
-    in_place = in_place or bool(call.option(1, "inplace", default=False))
-    epsilon = call.mark(z).epsilon
-    out = call.run() if epsilon == 0.0 else SecantReLU.apply(z, epsilon, in_place)
-    return call.finish(out, None if in_place else call.related(root))
+    mark = call.mark(z)
+    root = _root_or(call, z) if mark.kind is Kind.ACTIVATION else z
+    if in_place or bool(call.option(1, "inplace", default=False)):
+        return call.finish(call.run(), call.settings.owing(mark.epsilon))
+    return call.finish(call.run(), Mark(epsilon=mark.epsilon, root=root, audit=mark.audit))
 
 
 def homogeneous(call: Call, *, in_place: bool = False) -> Any:

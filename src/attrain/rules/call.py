@@ -7,9 +7,8 @@ ordinary gradient.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +44,16 @@ class Action(NamedTuple):
     own: bool = False  # the gradient is nobody else's: it may be changed in place
 
 
+class Paid(NamedTuple):
+    """An activation, and the same past its stabiliser: `plan[place]` on the way back."""
+
+    tensor: Tensor  # kept, so that nothing else has its identity
+    version: int
+    stabilised: Tensor
+    plan: list[Action]
+    place: int  # in the plan
+
+
 @dataclass
 class Settings:
     """What a context decides for every call, and what it learns on the way."""
@@ -66,18 +75,61 @@ class Settings:
     scaled_own: Action
     calls: int = 0
     last: Tensor | None = field(default=None, repr=False)
+    _paid: dict[int, Paid] = field(default_factory=dict, repr=False)
+
+    def begin(self) -> None:
+        """Forget what the last pass left."""
+        self.calls, self.last = 0, None
+        self._paid.clear()
+
+    def end(self) -> Tensor | None:
+        """Return what the pass made last, and let go of its tensors."""
+        last, self.last = self.last, None
+        self._paid.clear()
+        return last
+
+    def owing(self, epsilon: float) -> Mark:
+        """Return the mark of an activation that owes a stabiliser and is a function of itself."""
+        for mark in (self.plain, self.pending):
+            if mark.epsilon == epsilon:
+                return mark
+        return Mark(epsilon=epsilon, audit=self.plain.audit)
+
+    def pay(self, tensor: Tensor, stabilised: Tensor, plan: list[Action], index: int) -> None:
+        """Remember an activation past its stabiliser, for the next function that takes it."""
+        if not _saving_is_watched():
+            self._paid[id(tensor)] = Paid(tensor, tensor._version, stabilised, plan, index)
+
+    def paid(self, tensor: Tensor) -> Tensor | None:
+        """Return `tensor` past its stabiliser, None where nothing has taken it so far."""
+        known = self._paid.get(id(tensor))
+        if known is None or known.version != tensor._version or _saving_is_watched():
+            return None
+        # From now on its gradient is a sum, which may be a tensor that others hold.
+        known.plan[known.place] = known.plan[known.place]._replace(own=False)
+        return known.stabilised
 
 
-def stabilise(credit: Tensor, value: Tensor, epsilon: float) -> Tensor:
-    """Return `credit` times |z| / (|z| + epsilon), the stabiliser of equation 6."""
+def _saving_is_watched() -> bool:
+    """Whether what is saved is counted, as a checkpoint does, which makes its part again alone."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def stabilise(credit: Tensor, value: Tensor, epsilon: float, out: Tensor | None = None) -> Tensor:
+    """Return `credit` times |z| / (|z| + epsilon), the stabiliser of equation 6.
+
+    `out` may be given to be overwritten, which is not promised.
+    """
+    if torch.is_grad_enabled():
+        out = None
     if credit.dtype in (torch.float16, torch.bfloat16):
         return stabilise(credit.float(), value.float(), epsilon).to(credit.dtype)
 
-    def lessen(out: Tensor, scratch: Tensor, c: Tensor, z: Tensor) -> None:
-        torch.abs(z, out=scratch).add_(epsilon)
-        torch.addcdiv(c, c, scratch, value=-epsilon, out=out)
+    def lessen(out: Tensor | None, scratch: Tensor | None, c: Tensor, z: Tensor) -> Tensor:
+        scratch = torch.abs(z, out=scratch).add_(epsilon)
+        return torch.addcdiv(c, c, scratch, value=-epsilon, out=out)
 
-    return blockwise(lessen, torch.empty_like(credit), credit, value)
+    return blockwise(lessen, credit, value, out=out)
 
 
 def scale_feedback(gradient: Tensor, weight: Tensor, scale: Scale, own: bool = False) -> Tensor:
@@ -98,11 +150,13 @@ def scale_feedback(gradient: Tensor, weight: Tensor, scale: Scale, own: bool = F
         factor = magnitude(weight, scale.beta)
         return gradient * (factor if divisor is None else factor / divisor)
 
-    def grade(gradient: Tensor, scratch: Tensor, weight: Tensor) -> None:
-        torch.abs(weight, out=scratch)
-        gradient.mul_(scratch if divisor is None else scratch.div_(divisor))
+    def grade(out: Tensor | None, scratch: Tensor | None, g: Tensor, w: Tensor) -> Tensor:
+        factor = torch.abs(w, out=scratch)
+        if divisor is not None:
+            factor = torch.div(factor, divisor, out=scratch)
+        return torch.mul(g, factor, out=out)
 
-    return blockwise(grade, gradient, weight)
+    return blockwise(grade, gradient, weight, out=gradient)
 
 
 def magnitude(weight: Tensor, beta: float = 0.0) -> Tensor:
@@ -123,28 +177,31 @@ def mean_magnitude(weight: Tensor, beta: float = 0.0) -> Tensor:
 
 
 def _back(action: Action, gradient: Tensor | None, value: Tensor | None) -> Tensor | None:
-    if gradient is None or value is None:
-        return gradient if action.factor == 1.0 or gradient is None else gradient * action.factor
+    if gradient is None:
+        return None
     if action.scale is not None:
+        assert value is not None
         return scale_feedback(gradient, value, action.scale, action.own)
     if action.factor != 1.0:
         gradient = gradient * action.factor
-    return stabilise(gradient, value, action.epsilon)
+    if value is None:
+        return gradient
+    return stabilise(gradient, value, action.epsilon, out=gradient if action.own else None)
 
 
 class Credit(torch.autograd.Function):
     """Identity forward; on the way back each tensor's `Action`. `scaled`: which are parameters."""
 
     @staticmethod
-    def forward(ctx: Any, plan: tuple[Action, ...], *tensors: Tensor) -> Any:
+    def forward(ctx: Any, plan: list[Action], *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         ctx.plan = plan
-        ctx.scaled = tuple(action.scale is not None for action in plan)
+        scaled = ctx.scaled = [action.scale is not None for action in plan]
         ctx.save_for_backward(
-            *(
-                tensor if action.scale is not None or action.epsilon else None
-                for tensor, action in zip(tensors, plan, strict=True)
-            )
+            *[
+                tensor if parameter or action.epsilon else None
+                for tensor, action, parameter in zip(tensors, plan, scaled, strict=True)
+            ]
         )
         return tensors if len(tensors) > 1 else tensors[0]
 
@@ -174,7 +231,7 @@ class Call:
 
     activations: tensors that carry credit; parameters: the model's parameters and tensors
     computed from them alone; constants: tensors without gradient; decisions: comparisons of
-    activations.
+    activations; judged: whether an activation is a loss.
     """
 
     __slots__ = (
@@ -184,6 +241,7 @@ class Call:
         "decisions",
         "entrants",
         "func",
+        "judged",
         "kwargs",
         "parameters",
         "settings",
@@ -205,17 +263,25 @@ class Call:
         self.decisions: list[Tensor] = []
         self.constants: list[Tensor] = []
         self.entrants: list[tuple[int | str, Tensor, Mark]] = []
-        arguments: Iterable[tuple[int | str, Any]] = chain(enumerate(args), kwargs.items())
-        for place, value in arguments:
+        self.judged = False
+        for place, value in enumerate(args):
             if isinstance(value, Tensor):
                 self._sort(place, value)
             elif isinstance(value, (list, tuple)):
-                for item in value:
-                    if isinstance(item, Tensor):
-                        self._sort(place, item)
+                self._sort_all(place, value)
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                self._sort(name, value)
+            elif isinstance(value, (list, tuple)):
+                self._sort_all(name, value)
+
+    def _sort_all(self, place: int | str, values: Sequence[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                self._sort(place, value)
 
     def _sort(self, place: int | str, tensor: Tensor) -> None:
-        mark = marks.get(tensor)
+        mark: Mark | None = getattr(tensor, "_attrain", None)  # marks.get, on the hot path
         if not tensor.requires_grad:
             if mark is not None and mark.kind is Kind.DECISION:
                 self.decisions.append(tensor)
@@ -229,7 +295,13 @@ class Call:
                 mark = self._adopt(tensor)
             else:
                 mark = self.settings.plain
-        (self.parameters if mark.kind is Kind.PARAMETER else self.activations).append(tensor)
+        kind = mark.kind
+        if kind is Kind.PARAMETER:
+            self.parameters.append(tensor)
+        else:
+            self.activations.append(tensor)
+            if kind is Kind.OBJECTIVE:
+                self.judged = True
         self.entrants.append((place, tensor, mark))
 
     def _adopt(self, tensor: Tensor) -> Mark:
@@ -274,11 +346,6 @@ class Call:
         """Whether the call computes a weight from parameters and buffers alone."""
         return not self.activations and bool(self.parameters) and not self.data
 
-    @property
-    def carries(self) -> bool:
-        """Whether anything in the call carries credit."""
-        return bool(self.activations or self.parameters)
-
     def run(self) -> Any:
         """Call the function natively."""
         return self.func(*self.args, **self.kwargs)
@@ -298,11 +365,15 @@ class Call:
         settings = self.settings
         if mark is None:
             mark = settings.plain
-        if not layer and all(self.mark(each).raw for each in self.activations):
-            mark = mark.as_raw()
+        if not layer:
+            for _, _, known in self.entrants:
+                if not (known.raw or known.kind is Kind.PARAMETER):
+                    break
+            else:
+                mark = mark.as_raw()
         if isinstance(out, Tensor):
             if out.requires_grad:
-                marks.put(out, mark)
+                out._attrain = mark  # type: ignore[attr-defined]  # marks.put, on the hot path
                 settings.last = out
         else:
             for tensor in _tensors(out):
@@ -314,7 +385,7 @@ class Call:
 
     def refuse_norms(self) -> None:
         """Raise where a norm or variance of activations is used as an activation."""
-        if any(self.mark(each).kind is Kind.NORM for each in self.activations):
+        if any([mark.kind is Kind.NORM for _, _, mark in self.entrants]):
             raise self.refuse(
                 "a norm, variance or standard deviation of activations is used as an activation, "
                 "and how credit passes it is not defined",
@@ -364,7 +435,8 @@ class Call:
         credit, unless their position is in `added`. `in_place`: the first argument is about to be
         overwritten. `owned`: positions whose gradient belongs to nobody else.
         """
-        plan, places, tensors = [], [], []
+        plan: list[Action] = []
+        places, tensors, shared = [], [], []
         settings = self.settings
         for place, tensor, mark in self.entrants:
             if mark.kind is Kind.PARAMETER:
@@ -375,17 +447,27 @@ class Call:
                 share = 1.0 if place in added else factor
                 if mark.epsilon == 0.0 and share == 1.0:
                     continue
-                action = Action(epsilon=mark.epsilon, factor=share)
+                action = Action(epsilon=mark.epsilon, factor=share, own=place in owned)
                 if in_place and place == 0:
                     CreditInPlace.apply(action, tensor)
                     continue
+                if share == 1.0:
+                    paid = settings.paid(tensor)
+                    if paid is not None:
+                        self._put_in([place], [tensor], [paid])
+                        continue
+                    shared.append(len(plan))
             plan.append(action)
             places.append(place)
             tensors.append(tensor)
         if not plan:
             return
-        entered = Credit.apply(tuple(plan), *tensors)
-        self._put_in(places, tensors, entered if len(plan) > 1 else (entered,))
+        entered = Credit.apply(plan, *tensors)
+        if len(plan) == 1:
+            entered = (entered,)
+        for index in shared:
+            settings.pay(tensors[index], entered[index], plan, index)
+        self._put_in(places, tensors, entered)
 
     def _put_in(self, places: list[int | str], old: list[Tensor], new: Sequence[Tensor]) -> None:
         """Put `new` where `old` stands among the arguments."""

@@ -25,7 +25,7 @@ from attrain.rules.decomposition import (
 )
 
 # Nodes of autograd whose results are never negative, and those that leave that as it is.
-_RECTIFIES = ("SecantReLUBackward", "ReluBackward0")
+_RECTIFIES = ("ReluBackward0",)
 _KEEPS = (
     "MaxPool2DWithIndicesBackward0",
     "MaxPool3DWithIndicesBackward0",

@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from attrain import audit
 from attrain.errors import InputError, unknown
-from attrain.rules import activation, linear, norm, product, recurrent
+from attrain.rules import activation, linear, norm, product, recurrent, shortcut
 from attrain.rules.call import Call
 
 Rule = Callable[..., Any]
@@ -196,6 +196,21 @@ for _name in ("len", "bool", "float", "int", "index", "repr", "format", "hash", 
               "deepcopy", "reduce_ex"):  # fmt: skip
     _put_exact(bookkeeping, f"__{_name}__")
 
+SHORTCUTS: dict[Any, shortcut.Shortcut] = {}
+"""Torch function -> what is tried before its rule."""
+
+for _names, _shortcut in (
+    ("relu", shortcut.relu),
+    (
+        "flatten reshape view permute transpose squeeze unsqueeze max_pool1d max_pool2d max_pool3d",
+        shortcut.move,
+    ),
+):
+    for _name in _names.split():
+        for _place in _PLACES:
+            if hasattr(_place, _name):
+                SHORTCUTS[getattr(_place, _name)] = _shortcut
+
 for _function in (torch.autograd.backward, torch.autograd.grad):
     REGISTRY[_function] = bookkeeping
 
@@ -236,6 +251,7 @@ def register(op: Any, rule: Rule | str) -> None:
         if rule not in _CATEGORIES:
             raise unknown("family of rules", rule, _CATEGORIES)
         rule = _CATEGORIES[rule]
+    SHORTCUTS.pop(op, None)
     REGISTRY[op] = rule
 
 
