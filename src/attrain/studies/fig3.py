@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -66,11 +67,11 @@ def _name(data: str, method: str, reduction: str) -> str:
     return f"{data}, {method}, {reduction}"
 
 
-def training(method: str, reduction: str, epochs: int) -> Training:
+def training(method: str, reduction: str, epochs: int, **options: Any) -> Training:
     """Return the way to train: LFP with reward #3, or gradient descent on the cross entropy."""
     lfp = method == "LFP"
     objective = partial(rewards.softmax if lfp else F.cross_entropy, reduction="sum")
-    return Training(objective, lfp=lfp, mean=reduction == "mean", epochs=epochs)
+    return Training(objective, lfp, reduction == "mean", epochs, options=options)
 
 
 # What it adds up to -------------------------------------------------------------------------------

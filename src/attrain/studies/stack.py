@@ -4,9 +4,10 @@ A step of a tiny network costs a millisecond of Python whatever its size; a hund
 batched matrix product cost little more.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ class Training:
 
     objective: from outputs [N, C] and labels [N] to a loss that is summed over the samples.
     lfp: whether the forward pass runs under `attrain.LFP`, as published (scale="abs").
+    options: further options of `attrain.LFP`.
     mean: whether a batch's loss is divided by its size.
     """
 
@@ -82,6 +84,7 @@ class Training:
     epochs: int
     batch_size: int = 128
     momentum: float = 0.95
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
         self, model: nn.Sequential, rates: Sequence[float], x: Tensor, y: Tensor, seed: int
@@ -91,7 +94,7 @@ class Training:
         `seed` is that of the order of the samples, which all copies share.
         """
         stack = Stack(model, len(rates))
-        context = LFP(stack) if self.lfp else nullcontext()
+        context = LFP(stack, **self.options) if self.lfp else nullcontext()
         rate = torch.tensor(rates)[:, None, None]
         velocity = [torch.zeros_like(parameter) for parameter in stack.parameters()]
         right = []
