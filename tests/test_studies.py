@@ -33,11 +33,6 @@ def smoke(name: str, out: Path, *, resume: bool = False, jobs: int = 1) -> Path:
     return run_study(StudyConfig(name, budget="smoke", out=out, resume=resume, jobs=jobs))
 
 
-@pytest.fixture(scope="module", params=STUDIES)
-def finished(request, tmp_path_factory):
-    return request.param, smoke(request.param, tmp_path_factory.mktemp("study") / "out")
-
-
 @pytest.fixture(scope="module")
 def quickest(tmp_path_factory):
     return smoke(QUICKEST, tmp_path_factory.mktemp("study") / "out")
@@ -62,8 +57,17 @@ def test_a_study_says_what_it_is_and_has_every_budget(name):
         assert 0 < len(names) == len(set(names))
 
 
-def test_results_have_rows_claims_and_figures(finished):
-    name, folder = finished
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_runs_reports_and_goes_on_after_a_kill(name, tmp_path):
+    # One test for all, so that workers that share the tests do not each run the study.
+    folder = smoke(name, tmp_path / "out")
+    check_results(name, folder)
+    check_figures(folder)
+    check_reports(folder)
+    check_resuming(name, folder, tmp_path / "broken")
+
+
+def check_results(name: str, folder: Path) -> None:
     found = results(folder)
     assert (found["schema"], found["kind"], found["id"]) == (1, "study", name)
     assert found["budget"] == "smoke" and found["methods"] == {}
@@ -80,8 +84,7 @@ def test_results_have_rows_claims_and_figures(finished):
         assert claim["claim"] and claim["source"] and re.search(r"\d", claim["figure"])
 
 
-def test_figures_are_svg_with_their_text_as_text(finished):
-    _, folder = finished
+def check_figures(folder: Path) -> None:
     for figure in results(folder)["figures"]:
         root = ElementTree.parse(folder / figure).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -89,39 +92,18 @@ def test_figures_are_svg_with_their_text_as_text(finished):
         assert (folder / figure).stat().st_size < 1_000_000
 
 
-def test_the_report_names_every_row_claim_figure_and_deviation(finished):
-    _, folder = finished
-    text, found = (folder / "report.md").read_text(), results(folder)
+def check_reports(folder: Path) -> None:
+    found = results(folder)
+    text, html = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     wanted = [row["name"] for row in found["rows"]] + [claim["claim"] for claim in found["claims"]]
     for each in [*wanted, *found["figures"], *found["deviations"]]:
         assert each.replace("|", "&#124;") in text
-
-
-def test_the_html_report_holds_the_figures_and_the_deviations(finished):
-    _, folder = finished
-    html, found = (folder / "report.html").read_text(), results(folder)
     for figure in found["figures"]:
         assert base64.b64encode((folder / figure).read_bytes()).decode() in html
-    assert found["title"] in html
-    assert all(str(escape(each)) in html for each in found["deviations"])
+    assert all(str(escape(each)) in html for each in [found["title"], *found["deviations"]])
 
 
-def test_a_report_embeds_only_the_figures_of_its_folder(quickest, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(quickest, out)
-    (tmp_path / "secret.svg").write_text("<svg>secret</svg>")
-    (out / "results.json").write_text(
-        json.dumps(results(out) | {"figures": ["figures/../../secret.svg", "figures/gone.svg"]})
-    )
-    write_report(out)
-    html = (out / "report.html").read_text()
-    assert "data:image/svg+xml" not in html
-    assert "The figure secret is missing." in html and "The figure gone is missing." in html
-
-
-def test_a_killed_study_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
-    name, folder = finished
-    broken = tmp_path / "broken"
+def check_resuming(name: str, folder: Path, broken: Path) -> None:
     shutil.copytree(folder, broken)
     files = sorted((broken / "rows").iterdir())
     for file in files[1:2]:  # measured again; what is there is kept
@@ -131,9 +113,8 @@ def test_a_killed_study_goes_on_to_the_same_end(finished, tmp_path, monkeypatch)
     kept = {file: file.stat().st_mtime_ns for file in files if file.exists()}
     smoke(name, broken, resume=True)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    assert (broken / "results.json").read_bytes() == (folder / "results.json").read_bytes()
-    for figure in results(folder)["figures"]:
-        assert (broken / figure).read_bytes() == (folder / figure).read_bytes()
+    for file in ("results.json", *results(folder)["figures"]):
+        assert (broken / file).read_bytes() == (folder / file).read_bytes()
 
 
 # The runner ---------------------------------------------------------------------------------------
@@ -349,6 +330,19 @@ def test_a_late_fall_is_below_the_best_of_the_second_half():
 
 
 # The page -----------------------------------------------------------------------------------------
+
+
+def test_a_report_embeds_only_the_figures_of_its_folder(quickest, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(quickest, out)
+    (tmp_path / "secret.svg").write_text("<svg>secret</svg>")
+    (out / "results.json").write_text(
+        json.dumps(results(out) | {"figures": ["figures/../../secret.svg", "figures/gone.svg"]})
+    )
+    write_report(out)
+    html = (out / "report.html").read_text()
+    assert "data:image/svg+xml" not in html
+    assert "The figure secret is missing." in html and "The figure gone is missing." in html
 
 
 @pytest.mark.parametrize(
