@@ -112,6 +112,7 @@ class LFP:
         self._warn_of_zeros()
 
     def _prepare(self) -> None:
+        self._ready = True
         spiking = isinstance(self._model, nn.Module) and check_neurons(self._model)
         self._warned: set[str] = set()
         self._audited = -1
@@ -156,7 +157,7 @@ class LFP:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._prepare()
+        self._ready = False  # a model that holds this context is whole only later
 
     def __repr__(self) -> str:
         beta = f"beta={self.beta:g}, " if self.beta else ""
@@ -168,6 +169,8 @@ class LFP:
         )
 
     def _shown_rules(self) -> str:
+        if not self._ready:
+            self._prepare()
         if isinstance(self._mode, _LayerMode):
             rules = "" if self.rules is None else f"rules={self.rules!r}, "
             return f"rule={self.rule!r}, {rules}feedback={self.feedback!r}, "
@@ -178,6 +181,8 @@ class LFP:
         # Before anything else is called: a function called here would be compiled.
         compiler = eval_frame.set_eval_frame(None)
         try:
+            if not self._ready:
+                self._prepare()
             mode = _active_mode()
             if mode is not None and mode is not self._mode:
                 raise CreditError(
