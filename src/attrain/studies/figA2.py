@@ -55,13 +55,15 @@ class Variant:
 
 
 PAPERS = Variant("#2", 1e-6, "sum")
+STABLER = Variant("#2", 0.1, "sum")
+LONGER = Variant("#2", 1e-6, "sum", times=10)
 RIVAL = Variant("#3", 1e-6, "sum")
 VARIANTS = (
     PAPERS,
-    Variant("#2", 0.1, "sum"),
+    STABLER,
     Variant("#2", 1e-6, "mean"),
     Variant("#2", 0.1, "mean"),
-    Variant("#2", 1e-6, "sum", times=10),
+    LONGER,
     Variant("#2", 0.1, "sum", times=10),
     RIVAL,
 )
@@ -188,12 +190,14 @@ def _span(values: Mapping[str, float]) -> str:
 
 _STYLES = {
     PAPERS: ("-", LIGHT[1]),
-    VARIANTS[1]: ("--", LIGHT[2]),
+    STABLER: ("--", LIGHT[2]),
+    LONGER: ("-.", LIGHT[3]),
     RIVAL: (":", LIGHT[0]),
 }
 _LABELS = {
     PAPERS: "reward #2, output \N{GREEK SMALL LETTER EPSILON} 1e-6",
-    VARIANTS[1]: "reward #2, output \N{GREEK SMALL LETTER EPSILON} 0.1",
+    STABLER: "reward #2, output \N{GREEK SMALL LETTER EPSILON} 0.1",
+    LONGER: "reward #2, output \N{GREEK SMALL LETTER EPSILON} 1e-6, 10 times the epochs",
     RIVAL: "reward #3",
 }
 
@@ -215,7 +219,7 @@ def _draw(config: Config, results: Results, path: Path) -> None:
             draw_training(right, result, **style)
         middle.set_title("test accuracy")
         right.set_title("training accuracy at the best rate")
-        figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 STUDY = Study(
