@@ -438,11 +438,11 @@ def stabilised(z: Tensor, epsilon: float) -> Tensor:
         return z
     size = torch.tensor(epsilon, dtype=z.dtype)
 
-    def away_from_zero(out: Tensor, scratch: Tensor, z: Tensor) -> None:
+    def away_from_zero(out: Tensor | None, scratch: Tensor | None, z: Tensor) -> Tensor:
         # Adding 0.0 turns -0.0 into +0.0, whose sign is +1.
-        torch.copysign(size, torch.add(z, 0.0, out=scratch), out=out).add_(z)
+        return torch.copysign(size, torch.add(z, 0.0, out=scratch), out=out).add_(z)
 
-    return blockwise(away_from_zero, torch.empty_like(z), z)
+    return blockwise(away_from_zero, z)
 
 
 def wide(tensor: Tensor) -> Tensor:
