@@ -38,10 +38,12 @@ def lenet():
     return model, x, y
 
 
-def sizes(weight, beta, relative):
+def sizes(weight, beta, relative, contraharmonic=False):
     """Return sqrt(w^2 + beta^2) of every entry, one by one, over their mean where `relative`."""
     values = [math.hypot(w, beta) for w in weight.detach().flatten().tolist()]
     mean = sum(values) / len(values) if relative else 1.0
+    if contraharmonic:
+        mean = sum(value * value for value in values) / sum(values)
     return torch.tensor([value / mean for value in values], dtype=torch.float64).view(weight.shape)
 
 
@@ -79,18 +81,19 @@ def test_feedback_equals_the_twin(epsilon):
         torch.testing.assert_close(found[name], wanted, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("scale", ["hypentropy", "relative"])
-def test_every_parameter_is_scaled_by_its_size(scale):
+@pytest.mark.parametrize("beta", [BETA, 0.0])
+@pytest.mark.parametrize("scale", ["hypentropy", "relative", "contraharmonic"])
+def test_every_parameter_is_scaled_by_its_size(scale, beta):
     model, x, y = lenet()
 
     def objective(out):
         return rewards.softmax(out, y)
 
     plain = feedback(model, lambda: model(x), objective)
-    found = feedback(model, lambda: model(x), objective, scale=scale, beta=BETA)
+    found = feedback(model, lambda: model(x), objective, scale=scale, beta=beta)
     for name, parameter in model.named_parameters():
         wanted = plain[name] / parameter.detach().abs()
-        wanted = wanted * sizes(parameter, BETA, scale == "relative")
+        wanted = wanted * sizes(parameter, beta, scale == "relative", scale == "contraharmonic")
         torch.testing.assert_close(found[name], wanted, rtol=1e-10, atol=1e-14)
 
 
@@ -108,7 +111,7 @@ def test_a_large_beta_is_gradient_descent():
     model, x, y = lenet()
     F.cross_entropy(model(x), y).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-    for scale, factor in (("hypentropy", 1e6), ("relative", 1.0)):
+    for scale, factor in (("hypentropy", 1e6), ("relative", 1.0), ("contraharmonic", 1.0)):
         found = feedback(
             model,
             lambda: model(x),
@@ -189,16 +192,32 @@ def test_half_precision_keeps_a_small_beta(dtype):
     torch.testing.assert_close(found, torch.full_like(weight, 1e-4), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("contraharmonic", [False, True])
 @pytest.mark.parametrize("relative", [False, True])
-def test_sparse_gradients_of_embeddings(relative):
+def test_sparse_gradients_of_embeddings(relative, contraharmonic):
     torch.manual_seed(0)
     table = nn.Embedding(5, 3, sparse=True).double()
     weight = table.weight.detach()
     gradient = torch.sparse_coo_tensor(
         [[1, 4]], torch.randn(2, 3).double(), (5, 3), check_invariants=True
     )
-    found = scale_feedback(gradient, weight, Scale(relative, BETA)).to_dense()
-    torch.testing.assert_close(found, gradient.to_dense() * sizes(weight, BETA, relative))
+    scale = Scale(relative, BETA, contraharmonic and relative)
+    found = scale_feedback(gradient, weight, scale).to_dense()
+    wanted = gradient.to_dense() * sizes(weight, BETA, relative, contraharmonic and relative)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_contraharmonic_mean_does_not_fall_as_a_tensor_becomes_sparse():
+    weight = torch.zeros(1000)
+    weight[:20] = torch.tensor([0.2, -0.2]).repeat(10)
+    ones = torch.ones_like(weight)
+    found = scale_feedback(ones, weight, Scale(relative=True, contraharmonic=True))
+    torch.testing.assert_close(found[:20], ones[:20])
+    torch.testing.assert_close(
+        scale_feedback(ones, weight, Scale(relative=True))[:20], 50 * ones[:20]
+    )
+    nothing = scale_feedback(ones, 0 * weight, Scale(relative=True, contraharmonic=True))
+    assert not nothing.any()
 
 
 @given(
@@ -228,6 +247,8 @@ def test_copies_keep_beta():
         "opposite_sign='keep', gate='half')"
     )
     for copied in (copy.deepcopy(credit), pickle.loads(pickle.dumps(credit))):
+        with copied:
+            pass
         assert copied.beta == 0.25 and copied._settings.scaled.scale == Scale(beta=0.25)
 
 

@@ -210,11 +210,14 @@ def test_from_other_signs_it_rests_at_the_lasso_of_those_signs():
     assert found[1].abs() < 1e-4 and (found - plain).abs().max() > 0.5
 
 
-def test_relative_scaling_rests_where_the_strength_is_times_the_mean():
-    (x, y), decay = toy_lasso(), 0.3
+@pytest.mark.parametrize(("scale", "decay"), [("relative", 0.3), ("contraharmonic", 0.1)])
+def test_relative_scaling_rests_where_the_strength_is_times_the_mean(scale, decay):
+    x, y = toy_lasso()
     signs = torch.where(lasso(x, y, 0.1) < 0, -1.0, 1.0).double()
-    found = rest(x, y, 0.3 * signs, decay, scale="relative")
-    wanted = lasso(x, y, decay * float(found.abs().mean()))
+    found = rest(x, y, 0.3 * signs, decay, scale=scale)
+    sizes = found.abs()
+    mean = sizes.mean() if scale == "relative" else sizes.square().sum() / sizes.sum()
+    wanted = lasso(x, y, decay * float(mean))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 

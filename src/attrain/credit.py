@@ -27,7 +27,7 @@ from attrain.rules.spiking import check_neurons
 from attrain.wrappers import teach_torch
 
 FEEDBACK = ("rule", "epsilon")
-SCALES = ("abs", "relative", "hypentropy")
+SCALES = ("abs", "relative", "contraharmonic", "hypentropy")
 
 
 class LFP:
@@ -58,11 +58,14 @@ class LFP:
     epsilon: the stabiliser of equation 6; 0 is cheapest and, for ReLU networks, exact backprop.
     scale: "abs", feedback = |w| times the gradient under the rules (the paper); "relative"
         divides |w| by its mean over the tensor, so that a learning rate of gradient descent
-        carries over; "hypentropy" puts sqrt(w^2 + beta^2) in its place, which is LFP for beta 0
-        and beta times gradient descent for a large one (Ghai, Hazan and Singer, 2020).
-    beta: in the units of the weights. "hypentropy" needs it; with "relative" the size of a weight
-        is sqrt(w^2 + beta^2) too, in the mean as well, so that a large beta is gradient descent
-        at its own learning rate. With a beta above 0 parameters that are exactly 0 learn.
+        carries over; "contraharmonic" divides by sum w^2 / sum |w|, the mean that weighs each
+        weight by itself, which does not fall as a tensor becomes sparse; "hypentropy" puts
+        sqrt(w^2 + beta^2) in the place of |w|, which is LFP for beta 0 and beta times gradient
+        descent for a large one (Ghai, Hazan and Singer, 2020).
+    beta: in the units of the weights. "hypentropy" needs it; with "relative" and "contraharmonic"
+        the size of a weight is sqrt(w^2 + beta^2) too, in the mean as well, so that a large beta is
+        gradient descent at its own learning rate. With a beta above 0 parameters that are exactly
+        0 learn.
     batch_norm: "constant" statistics (equations 9 and 10), or "through" them.
     opposite_sign: "keep" or "flip" the reward where an activation changes the sign (footnote 12).
     gate: what the gates of LSTM and GRU take of the credit of what they let through: "half" (the
@@ -81,7 +84,7 @@ class LFP:
         rules: Assignment | None = None,
         feedback: Literal["rule", "epsilon"] = "rule",
         epsilon: float = 1e-6,
-        scale: Literal["abs", "relative", "hypentropy"] = "abs",
+        scale: Literal["abs", "relative", "contraharmonic", "hypentropy"] = "abs",
         beta: float | None = None,
         batch_norm: Literal["constant", "through"] = "constant",
         opposite_sign: Literal["keep", "flip"] = "keep",
@@ -118,7 +121,11 @@ class LFP:
         self._audited = -1
         self._audited_parts: set[tuple[int, str]] = set()
         self._entered = _Entered()
-        scale = Scale(relative=self.scale == "relative", beta=self.beta)
+        scale = Scale(
+            relative=self.scale in ("relative", "contraharmonic"),
+            beta=self.beta,
+            contraharmonic=self.scale == "contraharmonic",
+        )
         self._settings = Settings(
             epsilon=self.epsilon,
             scale=scale,

@@ -28,11 +28,13 @@ _SILENT_FILES = (str(Path(__file__).parent.parent / "credit.py"),)
 class Scale(NamedTuple):
     """What the gradient of a parameter is multiplied by: sqrt(w^2 + beta^2), which is |w| at 0.
 
-    `relative` divides by the mean of that over the tensor.
+    `relative` divides by the mean of that over the tensor, which is the arithmetic one or, with
+    `contraharmonic`, the one that weighs each size by itself.
     """
 
     relative: bool = False
     beta: float = 0.0
+    contraharmonic: bool = False
 
 
 class Action(NamedTuple):
@@ -137,7 +139,7 @@ def scale_feedback(gradient: Tensor, weight: Tensor, scale: Scale, own: bool = F
 
     `scale` says what stands for |w|. With `own`, `gradient` is overwritten.
     """
-    divisor = mean_magnitude(weight, scale.beta) if scale.relative else None
+    divisor = mean_magnitude(weight, scale) if scale.relative else None
     if gradient.is_sparse:
         gradient = gradient.coalesce()
         rows = gradient.indices()[0]
@@ -168,12 +170,20 @@ def magnitude(weight: Tensor, beta: float = 0.0) -> Tensor:
     return weight.square().add_(beta * beta).sqrt_()
 
 
-def mean_magnitude(weight: Tensor, beta: float = 0.0) -> Tensor:
-    """Return mean |w|, kept above zero so that a tensor of zeros has feedback zero, not NaN."""
-    sizes = weight.detach() if beta == 0.0 else magnitude(weight.detach(), beta)
-    total = torch.linalg.vector_norm(sizes, 1)
-    mean: Tensor = (total / weight.numel()).clamp_min_(torch.finfo(weight.dtype).tiny)
-    return mean
+def mean_magnitude(weight: Tensor, scale: Scale) -> Tensor:
+    """Return mean |w|, kept above zero so that a tensor of zeros has feedback zero, not NaN.
+
+    The contraharmonic mean is sum w^2 / sum |w|.
+    """
+    sizes = weight.detach() if scale.beta == 0.0 else magnitude(weight.detach(), scale.beta)
+    tiny = torch.finfo(weight.dtype).tiny
+    total: Tensor = torch.linalg.vector_norm(sizes, 1)
+    if scale.contraharmonic:
+        length: Tensor = torch.linalg.vector_norm(sizes)
+        mean = length * (length / total.clamp_min_(tiny))
+    else:
+        mean = total / weight.numel()
+    return mean.clamp_min_(tiny)
 
 
 def _back(action: Action, gradient: Tensor | None, value: Tensor | None) -> Tensor | None:

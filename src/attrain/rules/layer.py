@@ -309,7 +309,7 @@ def _signed(message: Tensor | None, w: Tensor | None, scale: Scale) -> Tensor | 
     if message is None or w is None:
         return None
     feedback = torch.where(w < 0, -message.reshape(w.shape), message.reshape(w.shape))
-    return (feedback / mean_magnitude(w) if scale.relative else feedback).to(w.dtype)
+    return (feedback / mean_magnitude(w, scale) if scale.relative else feedback).to(w.dtype)
 
 
 def _as_epsilon(
