@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,10 @@ def _measured(
                 "a process that measured a row was killed, probably because the memory was full: "
                 "go on with --resume and fewer --jobs."
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            for worker in active_children():  # what is interrupted is not worth waiting for
+                worker.terminate()
+            raise
 
 
 def _apart(study: str, settings: Any, name: str) -> tuple[Result, float]:
