@@ -21,7 +21,7 @@ from attrain.cli import run
 from attrain.config import StudyConfig
 from attrain.errors import AttrainError, InputError
 from attrain.report import write_report
-from attrain.studies import BUDGETS, STUDIES, fig3, find, page, runner, toy
+from attrain.studies import BUDGETS, STUDIES, fig3, figA1, find, page, runner, toy
 from attrain.studies.runner import run_study
 from attrain.studies.stack import Training, accuracy
 from attrain.studies.study import Row
@@ -322,6 +322,16 @@ def test_rates_are_compared_by_the_middle_of_those_that_are_as_good():
     lfp["accuracy"][0] = [0.5, 0.5, 0.5]
     lfp["accuracy"][1] = [0.5, 0.5, 1.0]
     assert ratios() == pytest.approx([10])
+
+
+def test_accuracies_within_a_deviation_of_the_goal_are_unclear():
+    def verdict(*accuracies: float):
+        one = {"accuracy": [[each] for each in accuracies], "best": 0}
+        return figA1._reaches({"blobs, tanh": one}, "tanh", {"blobs": 0.9})
+
+    assert verdict(0.9, 0.92) is True
+    assert verdict(0.86, 0.92) == "unclear"
+    assert verdict(0.86, 0.88) is False
 
 
 def test_a_late_fall_is_below_the_best_of_the_second_half():

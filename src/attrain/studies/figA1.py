@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -104,24 +105,38 @@ def _told(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.1%}" for name, value in values.items())
 
 
+def _reaches(
+    results: Results, activation: str, goals: Mapping[str, float]
+) -> bool | Literal["unclear"]:
+    """Tell whether mean accuracies reach the goals; unclear where a standard deviation would."""
+    verdict: bool | Literal["unclear"] = True
+    for data, goal in goals.items():
+        values = best_accuracies(results[_name(data, activation)])
+        if np.mean(values) < goal:
+            verdict = "unclear"
+            if np.mean(values) + np.std(values, ddof=1) < goal:
+                return False
+    return verdict
+
+
 def _trains(results: Results, activation: str) -> Claim:
-    means = _means(results, activation)
     return {
         "claim": f"LFP trains networks with {activation} on all three sets (here: {GOAL:.0%})",
         "source": "figure A.1",
-        "holds": min(means.values()) >= GOAL,
-        "figure": f"test accuracy at the best rate, mean of the draws: {_told(means)}",
+        "holds": _reaches(results, activation, dict.fromkeys(SETS, GOAL)),
+        "figure": "test accuracy at the best rate, mean of the draws: "
+        + _told(_means(results, activation)),
     }
 
 
 def _above_chance(results: Results) -> Claim:
-    means = _means(results, "step")
+    goals = {data: chance + CLEARLY for data, chance in CHANCE.items()}
     return {
         "claim": "With the step function, accuracy is clearly better than chance (here: by 10 "
         "points or more on every set)",
         "source": SOURCE,
-        "holds": all(means[data] >= CHANCE[data] + CLEARLY for data in SETS),
-        "figure": f"{_told(means)}; chance {_told(CHANCE)}",
+        "holds": _reaches(results, "step", goals),
+        "figure": f"{_told(_means(results, 'step'))}; chance {_told(CHANCE)}",
     }
 
 
