@@ -226,6 +226,8 @@ def _settings(method: Method, config: JobConfig) -> dict[str, Any]:
         "weight_decay": weight_decay_of(method, config.training),
         "l1": method.l1,
         "adaptive_clipping": method.adaptive_clipping,
+        "objective_options": dict(method.objective_options),
+        "loss_scale": method.loss_scale,
         "course": method.course,
         "credit": None if method.credit is None else dict(method.credit),
         "objective": method.objective,

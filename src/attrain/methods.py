@@ -1,7 +1,8 @@
 """The training methods by name, and how each turns a model and a batch into a loss."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,8 +25,9 @@ class Method:
     `credit` holds the options of `attrain.LFP`, or None for gradient descent. `objective` is the
     loss: "cross_entropy", or the name of a reward. `l1` is the factor of the sum of |w| over the
     weights of linear and convolution layers that is added to the loss. The learning rate is for
-    torch's SGD. `adaptive_clipping` is the largest |g| / |w| of a neuron; where it is not 0 it
-    takes the place of clipping by the norm of the whole gradient. `course` is how strong weight
+    torch's SGD. `objective_options` are the objective's arguments besides outputs and targets, and
+    `loss_scale` a factor of the loss of a spiking model. `adaptive_clipping` is the largest
+    |g| / |w| of a neuron; where it is not 0 it takes the place of clipping by the norm of the whole gradient. `course` is how strong weight
     decay and L1 are in the course of training, a name in `attrain.optim.COURSES`.
     """
 
@@ -39,6 +41,8 @@ class Method:
     objective: str = "cross_entropy"
     citation: str = ""
     adaptive_clipping: float = 0.0
+    objective_options: Mapping[str, Any] = field(default_factory=dict)
+    loss_scale: float = 1.0
     course: str = "constant"
 
 
@@ -98,11 +102,14 @@ _FOR_SPIKING_MODELS = (
             "Layer-wise Feedback Propagation through the spikes themselves, rewarded by the spike "
             "counts of the outputs; each neuron's feedback is clipped to 2% of its weights."
         ),
-        learning_rate=0.25,
+        learning_rate=0.5,
         credit={"rule": "epsilon", "epsilon": 1e-6, "scale": "abs"},
         objective="spike_count",
         citation=LFP_PAPER,
         adaptive_clipping=0.02,
+        objective_options={"variant": "code"},
+        # So large that clipping decides the size of every neuron's step, as it should here.
+        loss_scale=128.0,
     ),
     Method(
         name="surrogate",
@@ -191,7 +198,9 @@ class BatchLoss:
         if method.objective != "cross_entropy":
             from attrain import rewards
 
-            self.loss = getattr(rewards, method.objective)
+            reward = getattr(rewards, method.objective)
+            self.loss = partial(reward, **method.objective_options)
+        self.scale = method.loss_scale
 
     def __call__(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return the loss (a scalar whose `backward()` fills `.grad`) and the outputs [N, C].
@@ -220,7 +229,7 @@ class BatchLoss:
             with self.credit:
                 spikes = forward(x, per_step=True)
             loss = self.loss(spikes, y)
-        return loss, spikes.detach().sum(0)
+        return self.scale * loss, spikes.detach().sum(0)
 
 
 def _sum_of_sizes(model: "nn.Module", names: "list[str]") -> "Tensor":

@@ -746,6 +746,8 @@ def settings(method: Method, data: Data, config: TrainingConfig, seed: int) -> d
         "batch size": config.batch_size,
         "clip norm": config.clip_norm,
         "adaptive clipping": method.adaptive_clipping,
+        "objective options": repr(dict(method.objective_options)),
+        "loss scale": method.loss_scale,
         "accumulate": config.accumulate,
         "precision": config.precision,
         "strategy": "fsdp2" if config.strategy == "fsdp2" and config.devices > 1 else "ddp",

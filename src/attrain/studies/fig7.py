@@ -416,8 +416,9 @@ STUDY = Study(
         "SGD has momentum 0.9, which swings against the rate; the paper names no momentum.",
         "Pixels lie in [-1, 1], as in the authors' code; the paper does not say.",
         "The backward pass is not divided by its largest value between layers.",
-        "Rewards are those of equation A.4; the authors' code rewards other classes in the steps "
-        "in which they fire alone.",
+        "Rewards are those of the authors' code, which differs from equation A.4 in that other "
+        "classes earn in the steps in which they fire alone; they are summed over a batch of 128, "
+        "so that clipping decides the size of every step.",
         "LeNet has a dense layer of 1,024 neurons and an output layer of 10, as the text says.",
         "The smoke budget takes the 8x8 digits of scikit-learn, the quick one a single epoch, "
         "seed, length and decay.",
