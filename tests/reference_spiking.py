@@ -100,20 +100,23 @@ def feedback(layers, samples, arriving, rule, epsilons):
     return total
 
 
-def spike_count(spikes, labels):
-    """Reward of equation A.4 for every sample and class; the same in every step."""
+def spike_count(spikes, labels, variant="paper"):
+    """Reward of equation A.4, or of the authors' code, for every step, sample and class."""
     steps = len(spikes)
-    rewards = []
+    half = steps // 2 if variant == "code" else steps / 2
+    rewards = [[] for _ in range(steps)]
     for n, label in enumerate(labels):
-        row = []
-        for c in range(len(spikes[0][0])):
-            if c == label:
-                fired = sum(spikes[t][n][c] for t in range(steps))
-                row.append(1 - 1 / (1 + math.exp(-(fired - steps / 2))))
-            else:
-                silent = sum(abs(spikes[t][n][c] - 1) for t in range(steps))
-                row.append(1 / (1 + math.exp(-(silent - steps / 2))) - 1)
-        rewards.append(row)
+        for t in range(steps):
+            row = []
+            for c in range(len(spikes[0][0])):
+                if c == label:
+                    fired = sum(spikes[each][n][c] for each in range(steps))
+                    row.append(1 - 1 / (1 + math.exp(-(fired - half))))
+                else:
+                    silent = sum(abs(spikes[each][n][c] - 1) for each in range(steps))
+                    reward = 1 / (1 + math.exp(-(silent - half))) - 1
+                    row.append(reward * spikes[t][n][c] if variant == "code" else reward)
+            rewards[t].append(row)
     return rewards
 
 

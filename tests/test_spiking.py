@@ -308,24 +308,25 @@ def test_neurons_written_out_by_hand_take_credit():
 # The reward ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("variant", ["paper", "code"])
 @pytest.mark.parametrize("steps", [1, 4, 5])
-def test_the_reward_of_spike_counts_equals_its_twin(steps):
+def test_the_reward_of_spike_counts_equals_its_twin(steps, variant):
     torch.manual_seed(7)
     model, x = awake(Stepwise(), 4.0), shown(steps=steps)
     y = torch.tensor([0, 3, 1])
     with attrain.LFP(model):
         spikes = model(x)
     spikes.retain_grad()
-    wanted = torch.tensor(reference.spike_count(spikes.tolist(), y.tolist()))
-    loss = attrain.rewards.spike_count(spikes, y)
-    torch.testing.assert_close(loss.detach(), -wanted.sum() * steps / SAMPLES, rtol=1e-12, atol=0)
+    wanted = torch.tensor(reference.spike_count(spikes.tolist(), y.tolist(), variant))
+    loss = attrain.rewards.spike_count(spikes, y, variant=variant)
+    torch.testing.assert_close(loss.detach(), -wanted.sum() / SAMPLES, rtol=1e-12, atol=0)
     loss.backward()
-    expected = (-wanted / SAMPLES).expand_as(spikes)
-    torch.testing.assert_close(spikes.grad, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(spikes.grad, -wanted / SAMPLES, rtol=1e-12, atol=0)
     with torch.no_grad():
-        each = attrain.rewards.spike_count(spikes, y, reduction="none")
-        total = attrain.rewards.spike_count(spikes, y, reduction="sum")
-    torch.testing.assert_close(each, -wanted.sum(1) * steps, rtol=1e-12, atol=0)
+        options = {"variant": variant}
+        each = attrain.rewards.spike_count(spikes, y, reduction="none", **options)
+        total = attrain.rewards.spike_count(spikes, y, reduction="sum", **options)
+    torch.testing.assert_close(each, -wanted.sum((0, 2)), rtol=1e-12, atol=0)
     torch.testing.assert_close(total, each.sum(), rtol=1e-12, atol=0)
 
 
@@ -339,6 +340,8 @@ def test_a_reward_that_nothing_can_take_is_refused():
         attrain.rewards.spike_count(torch.full((2, 3, 4), 0.5, requires_grad=True), y)
     with pytest.raises(InputError, match=r"the label 4 .* outside 0\.\.3"):
         attrain.rewards.spike_count(spikes, torch.tensor([0, 4, 1]))
+    with pytest.raises(InputError, match="unknown variant of the reward 'papper'.*paper"):
+        attrain.rewards.spike_count(spikes, y, variant="papper")
     with pytest.raises(CreditError, match="past any credit context"):
         attrain.rewards.spike_count(model(x), y)
     model.lif2.spike_grad = secant_spike()

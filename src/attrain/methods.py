@@ -27,8 +27,9 @@ class Method:
     weights of linear and convolution layers that is added to the loss. The learning rate is for
     torch's SGD. `objective_options` are the objective's arguments besides outputs and targets, and
     `loss_scale` a factor of the loss of a spiking model. `adaptive_clipping` is the largest
-    |g| / |w| of a neuron; where it is not 0 it takes the place of clipping by the norm of the whole gradient. `course` is how strong weight
-    decay and L1 are in the course of training, a name in `attrain.optim.COURSES`.
+    |g| / |w| of a neuron; where it is not 0 it takes the place of clipping by the norm of the
+    whole gradient. `course` is how strong weight decay and L1 are in the course of training, a
+    name in `attrain.optim.COURSES`.
     """
 
     name: str
