@@ -218,6 +218,8 @@ def registered_names() -> set[str]:
         name = getattr(function, "__name__", "")
         if rule is registry.bookkeeping or name in ("", "__get__"):
             continue
+        if not (getattr(function, "__module__", None) or "torch").startswith(("torch", "attrain")):
+            continue  # somebody's own, a test's
         name = name.strip("_") if name.startswith("__") else name
         for prefix in ("special_", "linalg_"):
             name = name.removeprefix(prefix)

@@ -14,6 +14,8 @@ SHAPES = {
     "toy-mlp": (2,),
     "lenet": (1, 28, 28),
     "vgg-like": (3, 32, 32),
+    "mlp-snn": (1, 8, 8),
+    "lenet-snn": (1, 28, 28),
 }
 
 
