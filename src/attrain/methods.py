@@ -121,6 +121,7 @@ _FOR_SPIKING_MODELS = (
         learning_rate=0.25,
         citation=LFP_PAPER,
         adaptive_clipping=0.02,
+        loss_scale=128.0,
     ),
 )
 SPIKING_METHODS = {method.name: method for method in _FOR_SPIKING_MODELS}
