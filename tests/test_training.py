@@ -20,20 +20,14 @@ from torch.utils.data import TensorDataset
 
 from attrain import training
 from attrain.config import TrainingConfig
+from attrain.devices import make_fabric
 from attrain.errors import AttrainError, InputError
 from attrain.methods import find
 from attrain.metrics.cost import saved_for_backward, training_bytes
 from attrain.optim import COURSES
 from attrain.runs import load_checkpoint, save_checkpoint
-from attrain.training import (
-    batches,
-    evaluate,
-    learning_rate,
-    make_fabric,
-    momentum,
-    predict,
-    train,
-)
+from attrain.schedules import learning_rate, momentum
+from attrain.training import batches, evaluate, predict, train
 
 
 def plain_model(seed: int = 0) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attrain.attribution import saliency
 from attrain.config import CompareConfig, JobConfig, TrainConfig, check_job, epochs_of, free_folder
 from attrain.data import Data, load
+from attrain.devices import make_fabric, threads_of
 from attrain.errors import CreditWarning, InputError
 from attrain.live import Display
 from attrain.methods import Method, find, fitting, is_spiking
@@ -27,20 +28,9 @@ from attrain.models import SpikingNet, build
 from attrain.pruning import AMOUNTS, CRITERIA, curve, fold_batch_norm
 from attrain.report import write_report
 from attrain.runs import RunFolder, SeedFolder, environment, load_weights, read_json, write_json
+from attrain.schedules import learning_rate_of, momentum_of, weight_decay_of
 from attrain.spiking import activity, record
-from attrain.training import (
-    Progress,
-    Trained,
-    evaluating,
-    learning_rate_of,
-    make_fabric,
-    momentum_of,
-    predict,
-    scores,
-    threads_of,
-    train,
-    weight_decay_of,
-)
+from attrain.training import Progress, Trained, evaluating, predict, scores, train
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -219,7 +219,10 @@ class SpikingNet(nn.Module):
 
 
 class SpikingMLP(SpikingNet):
-    """Dense layers of spiking neurons; [N, ...] -> spike counts [N, classes]. Options as `SpikingNet`."""
+    """Dense layers of spiking neurons, with the options of `SpikingNet`.
+
+    [N, ...] -> spike counts [N, classes].
+    """
 
     def __init__(
         self,
@@ -239,8 +242,8 @@ class SpikingMLP(SpikingNet):
 class SpikingLeNet(SpikingNet):
     """Two 5x5 convolutions, each pooled before its neurons, and two dense layers.
 
-    [N, C, H, W] -> spike counts [N, classes]; `channels` and `neurons` are the widths. Padding and the
-    smallest picture are those of `LeNet`, the options those of `SpikingNet`.
+    [N, C, H, W] -> spike counts [N, classes]; `channels` and `neurons` are the widths. Padding and
+    the smallest picture are those of `LeNet`, the options those of `SpikingNet`.
     """
 
     def __init__(

@@ -1,9 +1,6 @@
-"""One training loop for every method: devices, precision, checkpoints, exact resumption."""
+"""One training loop for every method, with checkpoints and exact resumption."""
 
-import logging
 import math
-import os
-import random
 import statistics
 import time
 import zlib
@@ -17,11 +14,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.utils.data import TensorDataset
 
-from attrain.config import Schedule, TrainingConfig, check_training, epochs_of
+from attrain.config import TrainingConfig, check_training, epochs_of
 from attrain.data import Data
+from attrain.devices import (
+    make_fabric,
+    random_state,
+    seed_everything,
+    set_random_state,
+    torch_settings,
+)
 from attrain.errors import AttrainError, InputError
 from attrain.methods import BatchLoss, Method
 from attrain.metrics.calibration import expected_calibration_error
@@ -37,16 +41,18 @@ from attrain.runs import (
     save_weights,
     write_jsonl,
 )
+from attrain.schedules import (
+    learning_rate,
+    learning_rate_of,
+    make_optimizer,
+    momentum,
+    momentum_of,
+    weight_decay_of,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-SMALL_MODEL = 20_000
-ADAPTIVE_LEARNING_RATE = 1e-3
-WARM_UP = 0.3
-START_DIVISOR = 25.0
-END_DIVISOR = 1e4
-MOMENTUM_SWING = 0.05
 _TELL_SECONDS = 0.1
 _GPU_CHECK_STEPS = 50
 _AGREE_STEPS = 20
@@ -139,7 +145,7 @@ def train(
             "or resume it."
         )
     fabric = fabric or make_fabric(config)
-    with _torch_settings(config, model):
+    with torch_settings(config, model):
         return _Run(model, data, method, config, seed, place, fabric, watch).go()
 
 
@@ -513,208 +519,6 @@ def batches(count: int, size: int, seed: int, epoch: int, shares: int = 1) -> li
     if len(split) > 1 and len(split[-1]) < max(2, shares):
         split.pop()
     return split
-
-
-def learning_rate(step: int, steps: int, peak: float, schedule: Schedule) -> float:
-    """Return the learning rate of update `step` of 0..steps-1.
-
-    "onecycle" rises along a cosine from peak / 25 for 30% of the updates, then falls to
-    peak / 250,000, as torch's OneCycleLR (Smith and Topin, 2019); "cosine" falls from the peak
-    to 0.
-    """
-    if schedule == "constant":
-        return peak
-    if schedule == "cosine":
-        return _cosine(peak, 0.0, step / steps)
-    low = peak / START_DIVISOR
-    return _there_and_back(step, steps, low, peak, low / END_DIVISOR)
-
-
-def momentum(step: int, steps: int, usual: float, schedule: Schedule) -> float:
-    """Return the momentum of SGD in update `step` of 0..steps-1.
-
-    Under "onecycle" it swings against the learning rate, from `usual` + 0.05 to `usual` - 0.05
-    and back, as torch's OneCycleLR does around 0.9; no momentum stays none.
-    """
-    if schedule != "onecycle" or usual == 0.0:
-        return usual
-    high, low = min(usual + MOMENTUM_SWING, 1.0), max(usual - MOMENTUM_SWING, 0.0)
-    return _there_and_back(step, steps, high, low, high)
-
-
-def _there_and_back(step: int, steps: int, start: float, turn: float, end: float) -> float:
-    top = max(WARM_UP * steps - 1, 1e-9)
-    if step <= top:
-        return _cosine(start, turn, step / top)
-    return _cosine(turn, end, (step - top) / max(steps - 1 - top, 1e-9))
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def learning_rate_of(method: Method, config: TrainingConfig) -> float:
-    """Return the highest learning rate of a run."""
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return method.learning_rate if config.optimizer == "sgd" else ADAPTIVE_LEARNING_RATE
-
-
-def momentum_of(method: Method, config: TrainingConfig) -> float:
-    """Return the momentum of a run with sgd."""
-    return method.momentum if config.momentum is None else config.momentum
-
-
-def weight_decay_of(method: Method, config: TrainingConfig) -> float:
-    """Return the weight decay of a run."""
-    return method.weight_decay if config.weight_decay is None else config.weight_decay
-
-
-def make_optimizer(model: nn.Module, method: Method, config: TrainingConfig) -> Optimizer:
-    """Return the torch optimizer that `config` and `method` ask for."""
-    rate, decay = learning_rate_of(method, config), weight_decay_of(method, config)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise InputError("the model has no parameter that requires grad: nothing can be trained.")
-    # As usual, biases and the scales of normalisations are not decayed.
-    weights = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [
-        {"params": chosen, "weight_decay": share}
-        for chosen, share in ((weights, decay), (others, 0.0))
-        if chosen
-    ]
-    if config.optimizer == "sgd":
-        return SGD(groups, lr=rate, momentum=momentum_of(method, config))
-    kind = Adam if config.optimizer == "adam" else AdamW
-    return kind(groups, lr=rate)
-
-
-def threads_of(config: TrainingConfig, model: nn.Module) -> int:
-    """Return the number of CPU threads: small models run fastest on one."""
-    if config.threads:
-        return config.threads
-    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
-    return 1 if small else torch.get_num_threads()
-
-
-@contextmanager
-def _torch_settings(config: TrainingConfig, model: nn.Module) -> Iterator[None]:
-    """Set threads and determinism while a run lasts."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(threads_of(config, model))
-    torch.use_deterministic_algorithms(config.deterministic or deterministic, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-# Devices ------------------------------------------------------------------------------------------
-
-
-def make_fabric(config: TrainingConfig) -> "Fabric":
-    """Return a launched Fabric; under torchrun it takes as many processes as torchrun started.
-
-    Raises InputError where a GPU is needed and there is none.
-    """
-    kind = config.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cpu" and config.precision == "16-mixed":
-        raise InputError("--precision 16-mixed needs a GPU: use bf16-mixed or 32-true.")
-    devices, nodes = config.devices, 1
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    if kind == "cuda":
-        found = torch.cuda.device_count()
-        if devices > found:
-            raise InputError(
-                f"{devices} GPU{'s are' if devices > 1 else ' is'} asked for and torch sees "
-                f"{found}: give --device cpu or fewer --devices."
-            )
-        if config.deterministic:
-            # cuBLAS reads it when it starts; without it torch refuses to be deterministic.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Imported late: evaluating and pruning need none of it.
-    from lightning_fabric import Fabric
-
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets every process
-    fabric = Fabric(
-        accelerator=kind,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=_strategy(config.strategy, devices * nodes),
-        precision=config.precision,
-    )
-    fabric.launch()
-    return fabric
-
-
-def _strategy(name: str, processes: int) -> Any:
-    if processes == 1:
-        return "auto"
-    if name != "fsdp2":
-        return "ddp"
-    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
-
-    return ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1)
-
-
-def _shard(model: nn.Module, mesh: Any) -> nn.Module:
-    """Shard each member of a Sequential or ModuleList on its own, then what is left."""
-    from torch.distributed.fsdp import fully_shard
-
-    blocks = [
-        block
-        for module in model.modules()
-        if isinstance(module, nn.Sequential | nn.ModuleList)
-        for block in module
-        if any(True for _ in block.parameters())
-    ]
-    for block in reversed(blocks):
-        fully_shard(block, mesh=mesh["data_parallel"])
-    fully_shard(model, mesh=mesh["data_parallel"])
-    return model
-
-
-# Random numbers -----------------------------------------------------------------------------------
-
-
-def seed_everything(seed: int, process: int = 0) -> None:
-    """Seed torch, NumPy and Python; processes that share a run get numbers of their own."""
-    mixed = int(np.random.SeedSequence([seed, process]).generate_state(1)[0])
-    torch.manual_seed(mixed)
-    np.random.seed(mixed)
-    random.seed(mixed)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of all random number generators as tensors and plain values."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
-        "python": random.getstate(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `random_state` returned."""
-    torch.set_rng_state(state["torch"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _plain(tally: _Tally) -> dict[str, Any]:
