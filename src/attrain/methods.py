@@ -103,14 +103,11 @@ _FOR_SPIKING_MODELS = (
             "Layer-wise Feedback Propagation through the spikes themselves, rewarded by the spike "
             "counts of the outputs; each neuron's feedback is clipped to 2% of its weights."
         ),
-        learning_rate=0.5,
+        learning_rate=0.25,
         credit={"rule": "epsilon", "epsilon": 1e-6, "scale": "abs"},
         objective="spike_count",
         citation=LFP_PAPER,
         adaptive_clipping=0.02,
-        objective_options={"variant": "code"},
-        # So large that clipping decides the size of every neuron's step, as it should here.
-        loss_scale=128.0,
     ),
     Method(
         name="surrogate",
@@ -118,10 +115,9 @@ _FOR_SPIKING_MODELS = (
             "Gradient descent on the cross entropy of the spikes in each step, with the slope of "
             "x / (1 + 25 |x|) in place of a spike's; clipped as lfp is. For spiking models."
         ),
-        learning_rate=0.25,
+        learning_rate=0.8,
         citation=LFP_PAPER,
         adaptive_clipping=0.02,
-        loss_scale=128.0,
     ),
 )
 SPIKING_METHODS = {method.name: method for method in _FOR_SPIKING_MODELS}

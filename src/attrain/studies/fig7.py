@@ -26,7 +26,7 @@ METHODS = {"lfp": "LFP", "surrogate": "surrogate gradients"}
 GRADIENT = "gradient"
 RATES = (1e-3, 1e-2, 5e-2, 7.5e-2, 0.1, 0.25, 0.5, 0.8)
 BASE_STEPS, BASE_BETA = 15, 0.9
-CLIPPING, VARIANT, SCALE = 0.02, "code", 128.0
+CLIPPING, VARIANT, SCALE = 0.02, "paper", 1.0
 HIGH, CLOSE = 0.95, 0.01
 FIGURE_7, FIGURE_A3 = "figure 7", "figure A.3"
 
@@ -427,9 +427,8 @@ STUDY = Study(
         "SGD has momentum 0.9, which swings against the rate; the paper names no momentum.",
         "Pixels lie in [-1, 1], as in the authors' code; the paper does not say.",
         "The backward pass is not divided by its largest value between layers.",
-        "Rewards are those of the authors' code, which differs from equation A.4 in that other "
-        "classes earn in the steps in which they fire alone. Reward and loss are means over the "
-        "batch times 128, so that clipping decides the size of the steps of nearly all neurons.",
+        "Rewards are those of equation A.4; the authors' code rewards other classes in the steps "
+        "in which they fire alone.",
         "LeNet has a dense layer of 1,024 neurons and an output layer of 10, as the text says.",
         "The smoke budget takes the 8x8 digits of scikit-learn, the quick one a single epoch, "
         "seed, length and decay.",
