@@ -185,7 +185,7 @@ def _draw_boundaries(results: Results, path: Path) -> Path:
                 result = results[_name(data, activation)]
                 parameters = result["parameters"][0]
                 model = restored(parameters, points.num_classes, _function(activation), last=True)
-                draw_boundary(axes, model, points)
+                draw_boundary(axes, model, points, shown=70)
                 axes.set_title(f"{activation}: {best_accuracies(result)[0]:.1%}")
             line[0].set_ylabel(data)
     return path

@@ -66,6 +66,10 @@ def band(
         )
 
 
-def rgb(colours: Sequence[str]) -> Values:
-    """Return colours written as #rrggbb as numbers in 0..1, [colours, 3]."""
-    return np.array([[int(each[k : k + 2], 16) / 255 for k in (1, 3, 5)] for each in colours])
+def paler(colours: Sequence[str], share: float = 0.55) -> Values:
+    """Return `share` of each colour, written as #rrggbb, on white: numbers in 0..1, [colours, 3].
+
+    Mixed here, since a picture with transparency is ten times the size in an SVG file.
+    """
+    pure = np.array([[int(each[k : k + 2], 16) / 255 for k in (1, 3, 5)] for each in colours])
+    return 1 - share * (1 - pure)

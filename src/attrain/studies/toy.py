@@ -176,8 +176,8 @@ def draw_training(axes: Any, result: Result, **style: Any) -> None:
     axes.set(xlabel="share of training done", ylim=(0, 1.04))
 
 
-def draw_boundary(axes: Any, model: nn.Sequential, data: Data) -> None:
-    """Draw the class that `model` gives every point of the plane, and points of the test set."""
+def draw_boundary(axes: Any, model: nn.Sequential, data: Data, shown: int = SHOWN) -> None:
+    """Draw the class `model` gives every point of the plane, and `shown` points of the test set."""
     x, y = (tensor.numpy() for tensor in data.test.tensors)
     (left, below), (right, above) = x.min(0) - 0.15, x.max(0) + 0.15
     plane = np.meshgrid(np.linspace(left, right, GRID), np.linspace(below, above, GRID))
@@ -185,14 +185,14 @@ def draw_boundary(axes: Any, model: nn.Sequential, data: Data) -> None:
         out = model(torch.from_numpy(np.stack(plane, axis=-1).reshape(-1, 2)).float())
     colours = COLOURS[: data.num_classes]
     axes.imshow(
-        figures.rgb(colours)[out.argmax(-1).reshape(GRID, GRID).numpy()],
+        figures.paler(colours)[out.argmax(-1).reshape(GRID, GRID).numpy()],
         extent=(left, right, below, above),
         origin="lower",
         aspect="auto",
-        alpha=0.55,
+        interpolation="none",
     )
     for number, (colour, marker) in enumerate(zip(colours, "osD", strict=False)):
-        own = x[:SHOWN][y[:SHOWN] == number]
+        own = x[:shown][y[:shown] == number]
         axes.plot(
             *own.T,
             marker,
