@@ -1,7 +1,9 @@
 """The engine against its slow twin, Theorem 1, conservation, and the zoo."""
 
+import copy
 import gc
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -361,8 +363,9 @@ def parameter_uses(out: Tensor) -> int:
 
 
 def scalings(out: Tensor) -> int:
-    """Return how many parameter inputs are scaled by |w| in the graph behind `out`."""
+    """Return how many calls take a parameter scaled by |w| in the graph behind `out`."""
     found, waiting, seen = 0, [out.grad_fn], set()
+    takers: Counter[Any] = Counter()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -370,9 +373,12 @@ def scalings(out: Tensor) -> int:
         seen.add(node)
         scales = getattr(node, "scaled", ())
         for index, (below, _) in enumerate(node.next_functions):
-            found += below is not None and index < len(scales) and scales[index]
+            if below is not None and index < len(scales) and scales[index]:
+                found += node.name() != "ScaledBackward"
+            takers[below] += 1
             waiting.append(below)
-    return found
+    shared = [node for node in seen if node.name() == "ScaledBackward"]
+    return found + sum(takers[node] for node in shared)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -766,3 +772,91 @@ def test_a_tensor_that_was_changed_in_place_is_another_one() -> None:
         return torch.tanh(h) * (h + layers[1](x))
 
     assert same_feedback(in_place, out_of_place)
+
+
+LOOPED: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "linear": lambda: (nn.Linear(5, 5), torch.randn(3, 5)),
+    "linear, no bias": lambda: (nn.Linear(5, 5, bias=False), torch.randn(3, 5)),
+    "conv": lambda: (nn.Conv2d(2, 2, 3, padding=1), torch.randn(2, 2, 5, 5)),
+}
+
+
+def loop(layer: nn.Module, x: Tensor, steps: int) -> list[Tensor]:
+    """Return the states of a network that takes its last state at every step."""
+    states, state = [], torch.zeros_like(x)
+    for step in range(steps):
+        state = torch.relu(layer(x * (step + 1) + state))
+        states.append(state)
+    return states
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_weight_used_by_every_step_of_a_loop_gets_the_sum_of_its_feedback(
+    name: str, epsilon: float
+) -> None:
+    torch.manual_seed(0)
+    layer, x = LOOPED[name]()
+    layer, x = layer.double(), x.double()
+    with attrain.LFP(layer, epsilon=epsilon):
+        out = loop(layer, x, 5)[-1]
+    (out * torch.randn_like(out)).sum().backward()
+    assert scalings(out) == 5 * len([*layer.parameters()])
+    # Its twin has as many layers as steps, each with weights of its own.
+    torch.manual_seed(0)
+    alone, x = LOOPED[name]()
+    layers = [copy.deepcopy(alone).double() for _ in range(5)]
+    x = x.double()
+    with attrain.LFP(nn.ModuleList(layers), epsilon=epsilon):
+        state = torch.zeros_like(x)
+        for step, each in enumerate(layers):
+            state = torch.relu(each(x * (step + 1) + state))
+    (state * torch.randn_like(state)).sum().backward()
+    assert torch.equal(out, state)
+    for found, *wanted in zip(*map(grads, (layer, *layers)), strict=True):
+        torch.testing.assert_close(found, sum(wanted), rtol=1e-12, atol=1e-13)
+
+
+def grads(model: nn.Module) -> list[Tensor]:
+    return [each.grad for each in model.parameters() if each.grad is not None]
+
+
+def test_the_outputs_of_a_loop_may_go_back_one_by_one() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    batches = [torch.randn(3, 4) for _ in range(4)]
+    with attrain.LFP(layer):
+        outs = [layer(x) for x in batches]
+    for out in outs:
+        rewards.squared_error(out, torch.zeros_like(out)).backward()
+    one_by_one = [*map(torch.clone, grads(layer))]
+    layer.zero_grad()
+    for x in batches:
+        with attrain.LFP(layer):
+            out = layer(x)
+        rewards.squared_error(out, torch.zeros_like(out)).backward()
+    torch.testing.assert_close(one_by_one, grads(layer))
+
+
+def test_a_weight_changed_before_the_way_back_is_told_of() -> None:
+    layer = nn.Linear(4, 4)
+    with attrain.LFP(layer):
+        outs = [layer(torch.randn(3, 4)) for _ in range(3)]
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(CreditError, match=r"shape \(4, 4\) was changed in place .* before the"):
+        outs[-1].sum().backward()
+
+
+def test_a_weight_changed_within_a_pass_is_scaled_as_it_is_then() -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    x = torch.randn(3, 4)
+    with attrain.LFP(layer):
+        for _ in range(3):
+            layer(x)
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        out = layer(x)
+    out.sum().backward()
+    found = layer.weight.grad
+    torch.testing.assert_close(found, x.sum(0).expand(4, 4) * layer.weight.detach().abs())

@@ -310,14 +310,16 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        rule = REGISTRY.get(func)
-        if rule is bookkeeping or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         shortcut = SHORTCUTS.get(func)
         if shortcut is not None:
             out = shortcut(self.settings, func, args, kwargs)
             if out is not None:
                 return out
+        rule = REGISTRY.get(func)
+        if rule is bookkeeping:
+            return func(*args, **kwargs)
         call = Call(self.settings, func, args, kwargs)
         if call.entrants:
             if call.judged:

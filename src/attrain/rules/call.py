@@ -19,7 +19,7 @@ from torch.overrides import resolve_name
 from attrain import marks
 from attrain.errors import CreditError
 from attrain.marks import Kind, Mark
-from attrain.rules.blocks import blockwise
+from attrain.rules.blocks import BLOCK, blockwise
 
 _SILENT_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _SILENT_FILES = (str(Path(__file__).parent.parent / "credit.py"),)
@@ -78,17 +78,24 @@ class Settings:
     calls: int = 0
     last: Tensor | None = field(default=None, repr=False)
     _paid: dict[int, Paid] = field(default_factory=dict, repr=False)
+    used: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _scaled: dict[int, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
 
     def begin(self) -> None:
         """Forget what the last pass left."""
         self.calls, self.last = 0, None
-        self._paid.clear()
+        self._forget()
 
     def end(self) -> Tensor | None:
         """Return what the pass made last, and let go of its tensors."""
         last, self.last = self.last, None
-        self._paid.clear()
+        self._forget()
         return last
+
+    def _forget(self) -> None:
+        self._paid.clear()
+        self.used.clear()
+        self._scaled.clear()
 
     def owing(self, epsilon: float) -> Mark:
         """Return the mark of an activation that owes a stabiliser and is a function of itself."""
@@ -110,6 +117,19 @@ class Settings:
         # From now on its gradient is a sum, which may be a tensor that others hold.
         known.plan[known.place] = known.plan[known.place]._replace(own=False)
         return known.stabilised
+
+    def shared(self, parameter: Tensor) -> Tensor | None:
+        """Return a parameter past its scaling for every call of this pass, None if each wants one.
+
+        So a weight that every time step of a loop uses is scaled once more, not once per step.
+        """
+        if _saving_is_watched():
+            return None
+        version, scaled = self._scaled.get(id(parameter), (-1, None))
+        if version != parameter._version:
+            scaled = Scaled.apply(parameter, self.scale)
+            self._scaled[id(parameter)] = parameter._version, scaled
+        return scaled
 
 
 def _saving_is_watched() -> bool:
@@ -151,6 +171,8 @@ def scale_feedback(gradient: Tensor, weight: Tensor, scale: Scale, own: bool = F
     if scale.beta or not own or gradient.dtype != weight.dtype or torch.is_grad_enabled():
         factor = magnitude(weight, scale.beta)
         return gradient * (factor if divisor is None else factor / divisor)
+    if divisor is None and gradient.numel() <= BLOCK:
+        return gradient.mul_(weight.abs())
 
     def grade(out: Tensor | None, scratch: Tensor | None, g: Tensor, w: Tensor) -> Tensor:
         factor = torch.abs(w, out=scratch)
@@ -218,6 +240,30 @@ class Credit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         return None, *map(_back, ctx.plan, gradients, ctx.saved_tensors)
+
+
+class Scaled(torch.autograd.Function):
+    """A parameter on its way to several calls, whose gradients are scaled as one sum.
+
+    It is kept as an attribute, since saved tensors are gone once some of these calls had their way
+    back, and a parameter itself can be part of any number of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, scale: Scale) -> Tensor:
+        ctx.scaled = (True,)
+        ctx.parameter, ctx.version, ctx.scale = parameter, parameter._version, scale
+        return parameter.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        if ctx.parameter._version != ctx.version:
+            raise CreditError(
+                f"a parameter of shape {tuple(ctx.parameter.shape)} was changed in place between "
+                "the forward pass and backward(), so that its feedback cannot be computed: call "
+                "backward() before the optimizer's step."
+            )
+        return scale_feedback(gradient, ctx.parameter, ctx.scale), None
 
 
 class CreditInPlace(torch.autograd.Function):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from attrain.marks import Kind, Mark
 from attrain.rules.activation import step, whole
@@ -15,7 +15,6 @@ from attrain.rules.call import Call, Scale, scale_feedback, stabilise
 _WEIGHT = (1, "weight")
 _OWNED = (0, "input", *_WEIGHT)
 _ADDED_TO_LAYERS = (2, "bias")
-_PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 class Linear(torch.autograd.Function):
@@ -80,36 +79,9 @@ def weighted(call: Call) -> Any:
             "If it is a weight, register the constant as a buffer, as it is used; if the constant "
             "is data, let it enter through a layer.",
         )
-    if name == "linear":
-        out = _plain_linear(call)
-        if out is not None:
-            return call.finish(out, call.settings.pending, layer=True)
     owned = _OWNED if layer else _WEIGHT
     call.enter(factor=1 / max(factors, 1), added=added, owned=owned)
     return call.finish(call.run(), call.settings.pending, layer=True)
-
-
-def _plain_linear(call: Call) -> Tensor | None:
-    """Return a linear layer's output by `Linear`, None where its tensors need more care."""
-    if call.kwargs or len(call.args) != 3 or any(type(each) not in _PLAIN for each in call.args):
-        return None
-    x, weight, bias = call.args
-    if torch.is_autocast_enabled(x.device.type):
-        return None
-    owed = 0.0
-    for place, tensor, mark in call.entrants:
-        if place == 0:
-            if mark.kind is not Kind.ACTIVATION:
-                return None
-            owed = mark.epsilon
-            if owed:
-                paid = call.settings.paid(tensor)
-                if paid is not None:
-                    x, owed = paid, 0.0
-        elif mark.kind is not Kind.PARAMETER:
-            return None
-    out: Tensor = Linear.apply(x, weight, bias, owed, call.settings.scale)
-    return out
 
 
 def _added(name: str) -> tuple[int | str, ...]:

@@ -200,6 +200,7 @@ SHORTCUTS: dict[Any, shortcut.Shortcut] = {}
 """Torch function -> what is tried before its rule."""
 
 for _names, _shortcut in (
+    ("linear conv1d conv2d conv3d", shortcut.layer),
     ("relu", shortcut.relu),
     (
         "flatten reshape view permute transpose squeeze unsqueeze max_pool1d max_pool2d max_pool3d",

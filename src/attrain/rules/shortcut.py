@@ -1,19 +1,55 @@
-"""Shortcuts for most of a network's calls: a ReLU, a pool or a reshape of one plain activation.
+"""Shortcuts for most of a network's calls: a layer, a ReLU, a pool or a reshape of one activation.
 
-They do what `activation.relu` and `linear.passed` do there, without sorting the call's arguments,
-which costs as much as the call itself where a model is small. Any other call they leave to these.
+They do what `linear.weighted`, `activation.relu` and `linear.passed` do there, without sorting the
+call's arguments, which costs as much as the call itself where a model is small. Any other call they
+leave to these.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attrain.marks import Kind, Mark
-from attrain.rules.call import Settings
+from attrain.rules.call import Action, Credit, Settings
+from attrain.rules.linear import Linear
 
 Shortcut = Callable[[Settings, Any, Sequence[Any], dict[str, Any]], Tensor | None]
+
+
+def layer(
+    settings: Settings, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Return a linear or convolution layer of data or a plain activation, None for another call."""
+    if kwargs or len(args) < 3:
+        return None
+    x, weight, bias = args[:3]
+    if not (_is_own(settings, weight) and (bias is None or _is_own(settings, bias))):
+        return None
+    owed = 0.0
+    mark = getattr(x, "_attrain", None)
+    if type(x) is not Tensor:
+        return None
+    if not x.requires_grad:
+        if mark is not None:
+            return None
+    elif mark is None or mark.kind is not Kind.ACTIVATION:
+        return None
+    elif mark.epsilon:
+        paid = settings.paid(x)
+        if paid is None:
+            owed = mark.epsilon
+        else:
+            x = paid
+    out: Tensor
+    again = id(weight) in settings.used
+    if again or func is not _LINEAR or torch.is_autocast_enabled(x.device.type):
+        out = func(*_entered(settings, (x, weight, bias), owed, again), *args[3:])
+    else:
+        out = Linear.apply(x, weight, bias, owed, settings.scale)
+    settings.used[id(weight)] = weight
+    return _finished(settings, out, settings.pending)
 
 
 def relu(
@@ -44,6 +80,42 @@ def move(
     return out if out is args[0] else _finished(settings, out, settings.owing(mark.epsilon))
 
 
+def _is_own(settings: Settings, tensor: Any) -> bool:
+    """Tell whether a tensor is a parameter of the model that learns, just as it stands there."""
+    kind = type(tensor)
+    return (
+        (kind is nn.Parameter or (kind is Tensor and id(tensor) in settings.parameters))
+        and tensor.requires_grad
+        and getattr(tensor, "_attrain", None) is None
+    )
+
+
+def _entered(
+    settings: Settings, tensors: Sequence[Tensor | None], owed: float, again: bool
+) -> Sequence[Tensor | None]:
+    """Return activation, weight and bias past one `Credit` node, or as what this pass shares."""
+    entered = list(tensors)
+    places, plan = [], []
+    for place, tensor in enumerate(tensors):
+        if tensor is None or (place == 0 and not owed):
+            continue
+        if place and again:
+            shared = settings.shared(tensor)
+            if shared is not None:
+                entered[place] = shared
+                continue
+        places.append(place)
+        plan.append(settings.scaled_own if place else Action(epsilon=owed, own=True))
+    if places:
+        past = Credit.apply(plan, *[tensors[place] for place in places])
+        for place, each in zip(places, past if len(places) > 1 else (past,), strict=True):
+            entered[place] = each
+        if owed:
+            assert tensors[0] is not None and entered[0] is not None
+            settings.pay(tensors[0], entered[0], plan, 0)
+    return entered
+
+
 def _mark_of_only(args: Sequence[Any], kwargs: dict[str, Any]) -> Mark | None:
     """Return the mark of the one activation among the arguments, None where there is more to it."""
     x = args[0] if args else None
@@ -66,3 +138,6 @@ def _finished(settings: Settings, out: Tensor, mark: Mark) -> Tensor:
     settings.last = out
     settings.calls += 1
     return out
+
+
+_LINEAR = torch.nn.functional.linear
