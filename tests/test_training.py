@@ -21,9 +21,10 @@ from torch.utils.data import TensorDataset
 from attrain import training
 from attrain.config import TrainingConfig
 from attrain.devices import make_fabric
-from attrain.errors import AttrainError, InputError
-from attrain.methods import find
+from attrain.errors import AttrainError, CreditWarning, InputError
+from attrain.methods import SPIKING_METHODS, find
 from attrain.metrics.cost import saved_for_backward, training_bytes
+from attrain.models import SpikingMLP
 from attrain.optim import COURSES
 from attrain.runs import load_checkpoint, save_checkpoint
 from attrain.schedules import learning_rate, momentum
@@ -238,6 +239,17 @@ def test_evaluation_agrees_with_the_definition_and_leaves_the_modes():
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
     assert 0 <= found["ece"] <= 1
     torch.testing.assert_close(predict(model, data.test, batch_size=7), logits)
+
+
+def test_layers_that_are_silent_after_an_epoch_are_named():
+    pytest.importorskip("snntorch")
+    model = SpikingMLP(16, (8,), 3, steps=3)
+    with torch.no_grad():
+        for weight in model.stages[1].parameters():
+            weight.mul_(0.001)
+    method = dataclasses.replace(SPIKING_METHODS["surrogate"], learning_rate=1e-9)
+    with pytest.warns(CreditWarning, match=r"layer 'neurons\.1' never fired .*match_activity_"):
+        train(model, small_data(), method, FAST)
 
 
 def test_zero_samples_cannot_be_evaluated():

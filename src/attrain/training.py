@@ -27,7 +27,7 @@ from attrain.devices import (
     torch_settings,
 )
 from attrain.errors import AttrainError, InputError
-from attrain.methods import BatchLoss, Method
+from attrain.methods import BatchLoss, Method, is_spiking
 from attrain.metrics.calibration import expected_calibration_error
 from attrain.metrics.cost import saved_for_backward, training_bytes
 from attrain.metrics.sparsity import update_density
@@ -49,6 +49,7 @@ from attrain.schedules import (
     momentum_of,
     weight_decay_of,
 )
+from attrain.spiking import warn_of_silence
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -197,6 +198,9 @@ class _Run:
         while self.at.epoch < self.epochs:
             self.run_epoch()
             row = self.close_epoch()
+            if self.at.epoch == 1 and is_spiking(self.model):
+                shown = self.data.test.tensors[0][: self.config.batch_size]
+                warn_of_silence(self.model, self.fabric.to_device(shown))
             if self.folder and self.writes:
                 append_jsonl(self.folder.metrics, row)
             self.save()
