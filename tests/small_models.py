@@ -1,4 +1,4 @@
-"""Networks of three kinds, small enough for two processes, whose samples do not depend on others.
+"""Networks of four kinds, small enough for two processes, whose samples do not depend on others.
 
 Every one maps [N, 3, 8, 8] to [N, 4], so that tests can run any of them on the same batch.
 """
@@ -50,10 +50,27 @@ class Transformer(nn.Module):
         return self.head(h.mean(1))
 
 
+class Loop(nn.Module):
+    """A recurrent network written out, over eight rows of pixels: its layers are used every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = nn.Linear(24, 8)
+        self.kept = nn.Linear(8, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 8)
+        for row in x.transpose(1, 2).flatten(2).unbind(1):
+            state = torch.tanh(self.seen(row) + self.kept(state))
+        return self.head(state)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "convolutions": convolutions,
     "transformer": Transformer,
+    "loop": Loop,
 }
 
 

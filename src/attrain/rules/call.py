@@ -106,33 +106,31 @@ class Settings:
 
     def pay(self, tensor: Tensor, stabilised: Tensor, plan: list[Action], index: int) -> None:
         """Remember an activation past its stabiliser, for the next function that takes it."""
-        if not _saving_is_watched():
+        if not saving_is_watched():
             self._paid[id(tensor)] = Paid(tensor, tensor._version, stabilised, plan, index)
 
     def paid(self, tensor: Tensor) -> Tensor | None:
         """Return `tensor` past its stabiliser, None where nothing has taken it so far."""
         known = self._paid.get(id(tensor))
-        if known is None or known.version != tensor._version or _saving_is_watched():
+        if known is None or known.version != tensor._version or saving_is_watched():
             return None
         # From now on its gradient is a sum, which may be a tensor that others hold.
         known.plan[known.place] = known.plan[known.place]._replace(own=False)
         return known.stabilised
 
-    def shared(self, parameter: Tensor) -> Tensor | None:
-        """Return a parameter past its scaling for every call of this pass, None if each wants one.
+    def shared(self, parameter: Tensor) -> Tensor:
+        """Return a parameter past its scaling, the same for every call of this pass.
 
         So a weight that every time step of a loop uses is scaled once more, not once per step.
         """
-        if _saving_is_watched():
-            return None
-        version, scaled = self._scaled.get(id(parameter), (-1, None))
-        if version != parameter._version:
-            scaled = Scaled.apply(parameter, self.scale)
-            self._scaled[id(parameter)] = parameter._version, scaled
-        return scaled
+        known = self._scaled.get(id(parameter))
+        if known is None or known[0] != parameter._version:
+            known = parameter._version, Scaled.apply(parameter, self.scale)
+            self._scaled[id(parameter)] = known
+        return known[1]
 
 
-def _saving_is_watched() -> bool:
+def saving_is_watched() -> bool:
     """Whether what is saved is counted, as a checkpoint does, which makes its part again alone."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attrain.marks import Kind, Mark
-from attrain.rules.call import Action, Credit, Settings
+from attrain.rules.call import Action, Credit, Settings, saving_is_watched
 from attrain.rules.linear import Linear
 
 Shortcut = Callable[[Settings, Any, Sequence[Any], dict[str, Any]], Tensor | None]
@@ -43,7 +43,7 @@ def layer(
         else:
             x = paid
     out: Tensor
-    again = id(weight) in settings.used
+    again = id(weight) in settings.used and not saving_is_watched()
     if again or func is not _LINEAR or torch.is_autocast_enabled(x.device.type):
         out = func(*_entered(settings, (x, weight, bias), owed, again), *args[3:])
     else:
@@ -100,10 +100,8 @@ def _entered(
         if tensor is None or (place == 0 and not owed):
             continue
         if place and again:
-            shared = settings.shared(tensor)
-            if shared is not None:
-                entered[place] = shared
-                continue
+            entered[place] = settings.shared(tensor)
+            continue
         places.append(place)
         plan.append(settings.scaled_own if place else Action(epsilon=owed, own=True))
     if places:
