@@ -989,6 +989,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("two processes")  # all cases are trained at once, by one worker
 @pytest.mark.parametrize("case", distributed_worker.cases(), ids=str)
 def test_two_processes(case: distributed_worker.Case, processes: Path) -> None:
     dtype = getattr(torch, case.dtype)
