@@ -17,6 +17,7 @@ from attrain.data import Data, load
 from attrain.methods import SPIKING_METHODS
 from attrain.metrics.statistics import paired_difference
 from attrain.models import SpikingLeNet, SpikingMLP, SpikingNet, seeded
+from attrain.spiking import match_activity_
 from attrain.studies import figures
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
 from attrain.training import evaluate, train
@@ -28,6 +29,7 @@ RATES = (1e-3, 1e-2, 5e-2, 7.5e-2, 0.1, 0.25, 0.5, 0.8)
 BASE_STEPS, BASE_BETA = 15, 0.9
 CLIPPING, VARIANT, SCALE = 0.02, "paper", 1.0
 HIGH, CLOSE = 0.95, 0.01
+MATCHING = 256  # samples
 FIGURE_7, FIGURE_A3 = "figure 7", "figure A.3"
 
 
@@ -55,7 +57,8 @@ class Case:
 
     `variant` is of the reward, and `scale` a factor of reward and loss, by which clipping decides
     the size of more or fewer neurons' steps. `tuning` trains on nine tenths of the training set and
-    measures on the last. `samples` are the first of the training set, or all.
+    measures on the last. `matched` weights let every layer fire before the first step. `samples`
+    are the first of the training set, or all.
     """
 
     model: str = "mlp"
@@ -68,6 +71,7 @@ class Case:
     clipping: float = CLIPPING
     variant: str = VARIANT
     scale: float = SCALE
+    matched: bool = False
     tuning: bool = False
     samples: int | None = None
     data: str = "mnist"
@@ -84,6 +88,8 @@ class Case:
             told += f", reward of the {self.variant}"
         if self.scale != SCALE:
             told += f", scale {self.scale:g}"
+        if self.matched:
+            told += ", matched weights"
         if self.tuning:
             told += f", {self.epochs} epoch on a validation split"
         return f"{told}, seed {self.seed}"
@@ -170,6 +176,8 @@ def trained(case: Case) -> Result:
         loss_scale=case.scale,
     )
     model = network(case.model, data, case.seed, case.steps, case.beta)
+    if case.matched:
+        match_activity_(model, data.train.tensors[0][:MATCHING])
     settings = TrainingConfig(epochs=case.epochs, threads=1, device="cpu")
     run = train(model, data, method, settings, seed=case.seed)
     return {
