@@ -51,7 +51,7 @@ class Transformer(nn.Module):
 
 
 class Loop(nn.Module):
-    """A recurrent network written out, over eight rows of pixels: its layers are used every time."""
+    """A recurrent network written out, over eight rows of pixels."""
 
     def __init__(self) -> None:
         super().__init__()
