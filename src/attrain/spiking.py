@@ -209,14 +209,16 @@ def _reached(module: nn.Module, x: Tensor, out: Tensor) -> float:
 def warn_of_silence(model: nn.Module, x: Tensor, *, batch_dim: int = 0) -> Activity:
     """Warn (CreditWarning) by name of layers that never fire for `x`; return the activity.
 
-    No reward passes through silent neurons, so nothing before such a layer learns.
+    No reward passes through silent neurons, so nothing before such a layer learns; the output
+    layer of `secant_spike(output=True)` hands its reward on all the same, and is not warned of.
     """
     found = activity(model, x, batch_dim=batch_dim)
-    if found.dead:
-        many = len(found.dead) > 1
+    outputs = {name for name, neuron, *_ in neurons(model) if _is_output(neuron)}
+    dead = [name for name in found.dead if name not in outputs]
+    if dead:
         warnings.warn(
-            f"{'layers' if many else 'layer'} {', '.join(map(repr, found.dead))} never fired for "
-            f"these {x.shape[batch_dim]} samples: no reward passes through silent neurons, and "
+            f"{'layers' if len(dead) > 1 else 'layer'} {', '.join(map(repr, dead))} never fired "
+            f"for these {x.shape[batch_dim]} samples: no reward passes through silent neurons, and "
             "nothing before them learns. Start with attrain.spiking.match_activity_(model, x), or "
             "a larger beta; if they fired before, clip with attrain.optim.adaptive_clip_grad_ or "
             "lower the learning rate.",
@@ -224,6 +226,11 @@ def warn_of_silence(model: nn.Module, x: Tensor, *, batch_dim: int = 0) -> Activ
             stacklevel=2,
         )
     return found
+
+
+def _is_output(neuron: nn.Module) -> bool:
+    spike = getattr(neuron, "spike_grad", getattr(neuron, "surrogate_function", None))
+    return isinstance(spike, SecantSpike) and spike.output
 
 
 # Initialisation -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Paper 001, figures 7 and A.3: spiking networks trained by LFP and by surrogate gradients."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -14,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from attrain.config import TrainingConfig
 from attrain.data import Data, load
+from attrain.errors import CreditWarning
 from attrain.methods import SPIKING_METHODS
 from attrain.metrics.statistics import paired_difference
 from attrain.models import SpikingLeNet, SpikingMLP, SpikingNet, seeded
@@ -179,7 +181,9 @@ def trained(case: Case) -> Result:
     if case.matched:
         match_activity_(model, data.train.tensors[0][:MATCHING])
     settings = TrainingConfig(epochs=case.epochs, threads=1, device="cpu")
-    run = train(model, data, method, settings, seed=case.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CreditWarning)  # networks that stay silent are a result
+        run = train(model, data, method, settings, seed=case.seed)
     return {
         "case": dataclasses.asdict(case),
         "test_accuracy": [row["test_accuracy"] for row in run.epochs],
