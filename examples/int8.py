@@ -22,7 +22,7 @@ MANY_BITS = {"plain gradient (biases alone)": 0.3, "straight-through": 0.3, "LFP
 FEW_BITS = {
     "plain gradient (biases alone)": 0.3,
     "straight-through": 0.1,
-    "LFP, beta 0": 0.1,
+    "LFP, beta 0": 0.01,
     "LFP": 0.03,
 }
 

@@ -37,11 +37,12 @@ def run(method: str, rate: float, seed: int, validation: bool, short: bool) -> f
     data = digits(validation)
     activation = StraightThrough if method == "straight-through" else Sign
     model = perceptron(activation, 64, 64, 64, 64, 10)
-    credit = attrain.LFP(model, scale="relative", epsilon=0.3)
+    epsilon = 1e-6 if method == "LFP, epsilon 1e-6" else 0.3
+    credit = attrain.LFP(model, scale="relative", epsilon=epsilon)
 
     def loss(batch: Tensor) -> Tensor:
         x, y = data.x[batch], data.y[batch]
-        if method == "LFP":
+        if method.startswith("LFP"):
             with credit:
                 out = model(x)
             return attrain.rewards.softmax(out, y)
@@ -55,9 +56,15 @@ COMPARISON = Comparison(
     title="Digits with three hidden layers of sign activations",
     metric="test accuracy",
     run=run,
-    rates={"plain gradient (last layer alone)": 0.01, "straight-through": 0.3, "LFP": 0.3},
+    rates={
+        "plain gradient (last layer alone)": 0.01,
+        "straight-through": 0.3,
+        "LFP, epsilon 1e-6": 1.0,
+        "LFP": 0.3,
+    },
     learner="LFP",
     baseline="plain gradient (last layer alone)",
+    grid=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
 )
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ COMPARISON = Comparison(
     rates={"untrained": None, "REINFORCE": 0.01, "LFP": 0.1},
     learner="LFP",
     baseline="untrained",
-    grid=(0.01, 0.03, 0.1, 0.3),
+    grid=(0.003, 0.01, 0.03, 0.1, 0.3),
 )
 
 if __name__ == "__main__":

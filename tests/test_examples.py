@@ -2,7 +2,7 @@
 
 import importlib
 import re
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,11 +129,21 @@ def test_the_table_says_whether_the_learner_is_ahead(capsys: pytest.CaptureFixtu
         assert "--seeds is 0: at least one is needed" in capsys.readouterr().err
 
 
-def test_an_example_runs_from_the_command_line() -> None:
-    command = [sys.executable, EXAMPLES / "int8.py", "--short", "--seeds", "2", "--bits", "3"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "weights and activations of 3 bits" in run.stdout
-    assert "LFP: its interval is" in run.stdout
+def test_an_example_runs_from_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = EXAMPLES / "int8.py"
+    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
+    monkeypatch.setattr(sys, "argv", [str(path), "--short", "--seeds", "2", "--bits", "3"])
+    runpy.run_path(str(path), run_name="__main__")
+    told = capsys.readouterr().out
+    assert "weights and activations of 3 bits" in told
+    assert "LFP, beta 0" in told
+    assert "LFP: its interval is" in told
+    monkeypatch.setattr(sys, "argv", [str(path), "--bits", "1"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(path), run_name="__main__")
+    assert "argument --bits: invalid choice: 1" in capsys.readouterr().err
 
 
 def test_gains_are_those_of_scikit_learn_for_each_other_answer() -> None:
