@@ -109,7 +109,7 @@ COMPARISON = Comparison(
         "cross entropy": 0.3,
         "cross entropy, classes weighted": 0.03,
         "LFP, gains as rewards": 0.003,
-        "LFP on macro-F1": 0.3,
+        "LFP on macro-F1": 0.1,
     },
     learner="LFP on macro-F1",
     baseline="untrained",

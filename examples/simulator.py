@@ -97,8 +97,8 @@ COMPARISON = Comparison(
     rates={
         "untrained": None,
         "untrained, moves by chance": None,
-        "REINFORCE": 0.03,
-        "LFP": 0.03,
+        "REINFORCE": 0.01,
+        "LFP": 0.01,
     },
     learner="LFP",
     baseline="untrained, moves by chance",

@@ -2,9 +2,10 @@
 
 As in no_derivatives.py, but for leaky integrate-and-fire neurons of snnTorch, shown each picture in
 10 time steps. LFP rewards spikes (equation A.4) by what is at stake for macro-F1. A surrogate
-gradient is straight-through for spikes, here of the cross entropy of every step; for REINFORCE a
-neuron fires by chance, the likelier the higher its membrane is above the threshold. The gradients
-of all three are clipped to 2% of each neuron's weights. Needs attrain[snn].
+gradient is straight-through for spikes, here of the cross entropy of every step: it pretends that
+the derivative is 1 / (1 + slope |x|)^2, x above the threshold, and much hangs on the slope. For
+REINFORCE a neuron fires by chance, the likelier the higher its membrane is above the threshold. The
+gradients of all three are clipped to 2% of each neuron's weights. Needs attrain[snn].
 """
 
 from functools import partial
@@ -14,12 +15,15 @@ import torch.nn.functional as F
 from common import Comparison, fit, main
 from macro_f1 import best_and_stake, held_f1, rare_digits
 from no_derivatives import DRAWS, at_stake
+from snntorch.surrogate import fast_sigmoid
 from torch import Tensor, nn
 
 import attrain
 from attrain.models import SpikingMLP
 from attrain.optim import adaptive_clip_grad_
 from attrain.spiking import match_activity_
+
+SLOPES = {"surrogate gradient, slope 25": 25, "surrogate gradient, slope 2": 2}  # 25: snnTorch's
 
 
 class Chance(nn.Module):
@@ -60,8 +64,10 @@ def run(method: str, rate: float, seed: int, validation: bool, short: bool) -> f
     model = SpikingMLP(64, hidden=(128,), steps=10)
     match_activity_(model, data.x)
     credit, chance = attrain.LFP(model, scale="relative"), Chance()
-    if method == "surrogate gradient":
+    if method in SLOPES:
         model.spike_by("surrogate")
+        for neuron in model.neurons:
+            neuron.spike_grad = fast_sigmoid(slope=SLOPES[method])
     elif method == "REINFORCE":
         for neuron in model.neurons:
             neuron.spike_grad = chance
@@ -91,10 +97,16 @@ COMPARISON = Comparison(
     title="Digits, rare and frequent: a spiking network, judged by macro-F1",
     metric="macro-F1 of the test set",
     run=run,
-    rates={"untrained": None, "REINFORCE": 0.1, "surrogate gradient": 0.1, "LFP": 0.1},
+    rates={
+        "untrained": None,
+        "REINFORCE": 0.3,
+        "surrogate gradient, slope 25": 3.0,
+        "surrogate gradient, slope 2": 0.3,
+        "LFP": 0.1,
+    },
     learner="LFP",
     baseline="untrained",
-    grid=(0.03, 0.1, 0.3, 1.0, 3.0),
+    grid=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
 )
 
 if __name__ == "__main__":
