@@ -534,7 +534,7 @@ def test_methods_fit_the_model_or_say_so():
         fitting(METHODS["sgd"], model)
     with pytest.raises(InputError, match="'surrogate' is for spiking models"):
         fitting(METHODS["surrogate"], plain)
-    with pytest.raises(InputError, match="steps of at least 1 and beta in 0..1"):
+    with pytest.raises(InputError, match="steps of at least 1, beta in 0..1 and a"):
         SpikingMLP(4, (3,), 2, steps=0)
     with pytest.raises(InputError, match="'lenet-snn' needs pictures"):
         build("lenet-snn", (4,), 2)

@@ -143,9 +143,9 @@ class SpikingNet(nn.Module):
     (constant encoding), so the currents of the first layer are computed once for all of them.
     Layers are run one after the other over all steps, which for a network without connections back
     is the same as step by step. `beta` is the decay of the membrane, `threshold` where it fires.
-    `spikes` says what the neurons hand back: "secant" (credit) or "surrogate" (the slope of
-    x / (1 + 25 |x|)); paper 001, A.5 and A.6.4. Raises InputError for numbers out of range and
-    without the extra `snn`.
+    `spikes` says what the neurons hand back: "secant" (credit) or "surrogate" (the derivative of
+    x / (1 + slope |x|), whose `slope` is 25 in the paper); paper 001, A.5 and A.6.4. Raises
+    InputError for numbers out of range and without the extra `snn`.
     """
 
     def __init__(
@@ -157,12 +157,13 @@ class SpikingNet(nn.Module):
         threshold: float = 1.0,
         rule: Literal["pure", "paper"] = "pure",
         spikes: Literal["secant", "surrogate"] = "secant",
+        slope: float = 25.0,
     ) -> None:
         super().__init__()
-        if steps < 1 or not 0.0 <= beta <= 1.0:
+        if steps < 1 or not 0.0 <= beta <= 1.0 or not 0.0 < slope < math.inf:
             raise InputError(
-                f"a spiking model needs steps of at least 1 and beta in 0..1, got steps={steps} "
-                f"and beta={beta}."
+                "a spiking model needs steps of at least 1, beta in 0..1 and a slope above 0, got "
+                f"steps={steps}, beta={beta} and slope={slope}."
             )
         try:
             from snntorch import Leaky
@@ -171,6 +172,7 @@ class SpikingNet(nn.Module):
                 f"spiking models need an extra that is missing ({error}): pip install attrain[snn]."
             ) from error
         self.steps, self.beta, self.threshold, self.rule = steps, beta, threshold, rule
+        self.slope = slope
         self.stages = nn.ModuleList(stages)
         self.neurons = nn.ModuleList(Leaky(beta=beta, threshold=threshold) for _ in stages)
         self.spike_by(spikes)
@@ -186,7 +188,7 @@ class SpikingNet(nn.Module):
             del neuron.spike_grad
             neuron.state_quant = False
             if spikes == "surrogate":
-                neuron.spike_grad = fast_sigmoid(slope=25)
+                neuron.spike_grad = fast_sigmoid(slope=self.slope)
                 continue
             spike = secant_spike(self.threshold, output=index == last, rule=self.rule)
             neuron.spike_grad = spike

@@ -29,7 +29,7 @@ METHODS = {"lfp": "LFP", "surrogate": "surrogate gradients"}
 GRADIENT = "gradient"
 RATES = (1e-3, 1e-2, 5e-2, 7.5e-2, 0.1, 0.25, 0.5, 0.8)
 BASE_STEPS, BASE_BETA = 15, 0.9
-CLIPPING, VARIANT, SCALE = 0.02, "paper", 1.0
+CLIPPING, VARIANT, SCALE, SLOPE = 0.02, "paper", 1.0, 25.0
 HIGH, CLOSE = 0.95, 0.01
 MATCHING = 256  # samples
 FIGURE_7, FIGURE_A3 = "figure 7", "figure A.3"
@@ -58,9 +58,9 @@ class Case:
     """One network to be trained: everything that decides its accuracy.
 
     `variant` is of the reward, and `scale` a factor of reward and loss, by which clipping decides
-    the size of more or fewer neurons' steps. `tuning` trains on nine tenths of the training set and
-    measures on the last. `matched` weights let every layer fire before the first step. `samples`
-    are the first of the training set, or all.
+    the size of more or fewer neurons' steps; `slope` is of the surrogate x / (1 + slope |x|).
+    `matched` weights let every layer fire before the first step. `tuning` trains on nine tenths of
+    the training set and measures on the last. `samples` are the first of the training set, or all.
     """
 
     model: str = "mlp"
@@ -73,6 +73,7 @@ class Case:
     clipping: float = CLIPPING
     variant: str = VARIANT
     scale: float = SCALE
+    slope: float = SLOPE
     matched: bool = False
     tuning: bool = False
     samples: int | None = None
@@ -90,6 +91,8 @@ class Case:
             told += f", reward of the {self.variant}"
         if self.scale != SCALE:
             told += f", scale {self.scale:g}"
+        if self.slope != SLOPE:
+            told += f", slope {self.slope:g}"
         if self.matched:
             told += ", matched weights"
         if self.tuning:
@@ -157,14 +160,20 @@ def pictures(name: str, tuning: bool, samples: int | None) -> Data:
 
 
 def network(
-    model: str, data: Data, seed: int, steps: int = BASE_STEPS, beta: float = BASE_BETA
+    model: str,
+    data: Data,
+    seed: int,
+    steps: int = BASE_STEPS,
+    beta: float = BASE_BETA,
+    slope: float = SLOPE,
 ) -> SpikingNet:
     """Return a network before training; a seed's start is the same for all methods."""
+    options: dict[str, Any] = {"steps": steps, "beta": beta, "slope": slope}
     with seeded(seed):
         if model == "mlp":
             inputs = torch.Size(data.input_shape).numel()
-            return SpikingMLP(inputs, classes=data.num_classes, steps=steps, beta=beta)
-        return SpikingLeNet(data.input_shape, data.num_classes, steps=steps, beta=beta)
+            return SpikingMLP(inputs, classes=data.num_classes, **options)
+        return SpikingLeNet(data.input_shape, data.num_classes, **options)
 
 
 def trained(case: Case) -> Result:
@@ -177,7 +186,7 @@ def trained(case: Case) -> Result:
         objective_options={"variant": case.variant} if case.method == "lfp" else {},
         loss_scale=case.scale,
     )
-    model = network(case.model, data, case.seed, case.steps, case.beta)
+    model = network(case.model, data, case.seed, case.steps, case.beta, case.slope)
     if case.matched:
         match_activity_(model, data.train.tensors[0][:MATCHING])
     settings = TrainingConfig(epochs=case.epochs, threads=1, device="cpu")
