@@ -391,13 +391,14 @@ def _draw(findings: Findings, path: Path) -> None:
                 figures.band(axes, left, accuracies, color=colour, linestyle=dash, label=name)
             axes.axvline(100 * (1 - point), color="#c4c4c4", linewidth=0.8)
             axes.set(title=f"tuned for {point:.0%} removed", xlabel="weights kept (%)")
-            axes.set(xscale="log", ylim=(90, 100))
+            axes.set(xscale="log", ylim=(94, 99.5))
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
             axes.invert_xaxis()
             axes.grid(color="#e5e5e5", linewidth=0.6)
         grid[0].set_ylabel("test accuracy (%)")
-        grid[0].legend(loc="lower left")
+        named = grid[0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside upper center", ncols=2)
 
 
 def _draw_tuning(tried: Mapping[str, Tried], path: Path) -> None:
