@@ -96,8 +96,10 @@ def check_reports(folder: Path) -> None:
     found = results(folder)
     text, html = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     wanted = [row["name"] for row in found["rows"]] + [claim["claim"] for claim in found["claims"]]
-    for each in [*wanted, *found["figures"], *found["deviations"]]:
-        assert each.replace("|", "&#124;") in text
+    for cell in wanted:
+        assert cell.replace("|", "&#124;") in text
+    for each in [*found["figures"], *found["deviations"]]:  # not in a table: a bar stays a bar
+        assert each in text
     for figure in found["figures"]:
         assert base64.b64encode((folder / figure).read_bytes()).decode() in html
     assert all(str(escape(each)) in html for each in [found["title"], *found["deviations"]])

@@ -36,6 +36,9 @@ STUDIES: Mapping[str, Entry] = {
         "figA1", "Toy sets: LFP with SiLU, ELU, tanh, sigmoid and the step function"
     ),
     "lfp-figA2": Entry("figA2", "Blobs: LFP with a reward that has no loss"),
+    "lfp-frontier": Entry(
+        "frontier", "Accuracy against sparsity: LFP and gradient descent, tuned alike"
+    ),
 }
 
 
