@@ -41,12 +41,15 @@ class Setting:
     l1: float = 0.0
     course: str = "constant"
     scale: str | None = None
+    beta: float = 0.0
 
     def of(self, method: Method) -> Method:
         """Return `method` with this setting."""
         credit = method.credit
         if credit is not None and self.scale is not None:
             credit = {**credit, "scale": self.scale}
+        if credit is not None and self.beta:
+            credit = {**credit, "beta": self.beta}
         return replace(
             method,
             learning_rate=self.learning_rate,
@@ -58,6 +61,7 @@ class Setting:
 
     def __str__(self) -> str:
         told = [self.scale] if self.scale else []
+        told += [f"beta {self.beta:g}"] if self.beta else []
         told += [f"rate {self.learning_rate:g}"]
         told += [f"decay {self.weight_decay:g}"] if self.weight_decay else []
         told += [f"L1 {self.l1:g}"] if self.l1 else []
@@ -76,9 +80,9 @@ class Contender:
     chosen: Mapping[float, Setting]
 
 
-def _sparse(rate: float, decay: float) -> Setting:
+def _sparse(rate: float, decay: float, beta: float = 0.0) -> Setting:
     """Return a setting of LFP for very sparse models."""
-    return Setting(rate, weight_decay=decay, course="release", scale="contraharmonic")
+    return Setting(rate, weight_decay=decay, course="release", scale="contraharmonic", beta=beta)
 
 
 _LFP = (
@@ -93,6 +97,10 @@ _LFP = (
     *(_sparse(0.3, decay) for decay in (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3)),
     *(_sparse(0.4, decay) for decay in (1.5e-3, 2e-3, 3e-3)),
     *(_sparse(0.5, decay) for decay in (1.5e-3, 2.5e-3, 3.5e-3)),
+    _sparse(0.3, 1.5e-3, beta=1e-3),
+    *(_sparse(0.3, decay, beta=3e-3) for decay in (1.5e-3, 2.5e-3)),
+    _sparse(0.5, 1.5e-3, beta=3e-3),
+    _sparse(0.2, 2e-3, beta=1e-2),
 )
 # More than LFP has here, because LFP had 28 before there was a study, on the same split.
 _L1 = tuple(
@@ -433,7 +441,7 @@ STUDY = Study(
         "LFP has weight decay, of which the paper says nothing, and its feedback is scaled by |w| "
         "over a mean of its tensor.",
         "All methods are tuned by the same objective on the same part of the training set. L1 has "
-        "36 trials and LFP 20, because LFP had 28 more before the study was written; gradient "
+        "36 trials and LFP 25, because LFP had 28 more before the study was written; gradient "
         "descent and weight decay have 8 each.",
         "The smoke budget takes the 8x8 digits of scikit-learn and an MLP; it and the quick one "
         "have one seed and no tuning.",
