@@ -1,14 +1,17 @@
 """attrain.attribute against slow twins, captum's own calls, exact values, and mistakes."""
 
 import itertools
+import json
 import math
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import chromium
 import numpy as np
 import pytest
 import small_models
@@ -17,15 +20,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Array, Chain, Decomposed, array, decomposed_twin, messages, twin
+from safetensors.torch import load_file
 from test_credit import TOPOLOGIES, keep, prepared
 from torch import Tensor, nn
 
 import attrain
-from attrain import attribute, rules
+from attrain import attribute, cli, config, rules
 from attrain.attribution import METHODS, grid, saliency
 from attrain.attribution.function import seed_of
 from attrain.errors import AttributionWarning, CreditError, CreditWarning, InputError
 from attrain.models import seeded
+from attrain.report.attributions import Explanation, render, write_page
+from attrain.trained import open_model
 
 CLASSES = 4
 
@@ -1124,3 +1130,160 @@ def test_importing_the_function_needs_no_captum() -> None:
         "assert 'captum' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("attributed") / "run"
+    quick = ["--model", "lenet", "--epochs", "1", "--device", "cpu"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CreditWarning)
+        assert cli.run(["train", *quick, "--out", str(out)]) == 0
+    return out / "lfp" / "seed-0"
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("lrp", ["--rule", "epsilon-gamma-box", "--target", "label"]),
+        ("lrp", ["--layer", "act3", "--target", "7"]),
+        ("deep_shap", []),
+        ("kernel_shap", ["--samples", "2", "--layer", "conv2"]),
+    ],
+)
+def test_the_command_writes_what_the_function_returns(
+    job: Path, tmp_path: Path, method: str, flags: list[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttributionWarning)
+        arguments = [
+            "attribute",
+            str(job),
+            "--method",
+            method,
+            *flags,
+            "--out",
+            str(tmp_path / "a"),
+        ]
+        assert cli.run(arguments) == 0
+    found = load_file(tmp_path / "a" / "attributions.safetensors")
+    told = json.loads((tmp_path / "a" / "attributions.json").read_text())
+    assert told["method"] == method and told["kind"] == "attributions"
+    assert list(found["attributions"].shape) == told["shape"]
+    model, data = open_model(config.Source(job))
+    x, y = data.test.tensors
+    assert torch.equal(found["inputs"], x[found["index"]])
+    assert torch.equal(found["label"], y[found["index"]])
+    assert torch.equal(found["predicted"], model.eval()(found["inputs"]).argmax(1))
+    if "--target" in flags:
+        wanted = found["label"] if "label" in flags else torch.full_like(found["label"], 7)
+        assert torch.equal(found["target"], wanted)
+    if method == "lrp":
+        options = {"rule": flags[1]} if flags[0] == "--rule" else {"layer": "act3"}
+        again = attribute(model, found["inputs"], found["target"], **options)
+        assert close(found["attributions"], again, 1e-6)
+    page = (tmp_path / "a" / "attributions.html").read_text()
+    assert page.count("<li>") == len(found["label"])
+
+
+def test_the_command_takes_a_function_that_returns_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = (
+        "import torch\n\ndef ready(input_shape, num_classes):\n    return torch.nn.Sequential("
+        "torch.nn.Flatten(), torch.nn.Linear(input_shape[0], num_classes))\n"
+    )
+    (tmp_path / "explained_model.py").write_text(source)
+    flags = ["explained_model:ready", "--data", "blobs", "--method", "saliency", "--samples", "3"]
+    assert cli.run(["attribute", *flags]) == 0
+    assert "3 samples, Saliency: they are no shares" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "attribute-blobs" / "attributions.json").exists()
+    assert cli.run(["attribute", *flags]) == 0
+    assert (tmp_path / "runs" / "attribute-blobs-2" / "attributions.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--method", "lpr"], "unknown attribution method 'lpr'. Did you mean 'lrp'?"),
+        (["--rule", "epsilon-minus"], "unknown rule 'epsilon-minus'. Did you mean 'epsilon-plus'?"),
+        (["--method", "saliency", "--rule", "z+"], "--rule z+ is for --method lrp, and it is sali"),
+        (["--layer", "conv3"], "the model has no layer 'conv3'. Did you mean 'conv"),
+        (["--target", "predictd"], "unknown target 'predictd'. Did you mean 'predicted'?"),
+        (["--target", "10"], "unknown target '10'."),
+        (["--samples", "0"], "--samples 0 is too small: give at least 1."),
+        (["--seed", "-1"], "--seed -1 is too small: give at least 0."),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], text: str
+) -> None:
+    out = tmp_path / "a"
+    assert cli.run(["attribute", str(job), *flags, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("attrain: ") or "\nattrain: " in said
+    assert text in said and not out.exists()
+
+
+def test_the_command_refuses_models_that_are_not_there_and_results_that_are(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: str) -> str:
+        assert cli.run(["attribute", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "does not exist: give the folder of a finished run" in told(str(tmp_path / "nowhere"))
+    assert "mine:model does not say what it was trained on: give --data." in told("mine:model")
+    given = told("mine:model", "--data", "digits", "--model", "mlp")
+    assert "mine:model is a model: leave --model and --activation out." in given
+    (tmp_path / "attributions.json").write_text("{}")
+    assert "holds attributions already: give another --out." in told(
+        str(job), "--out", str(tmp_path)
+    )
+
+
+def explanation(values: Array, inputs: Array) -> Explanation:
+    n = len(values)
+    return Explanation(
+        title="LRP", data="<b>data</b>", values=values, inputs=inputs,
+        classes=("cat", "<script>alert(1)</script>"), index=range(n), labels=[0] * n,
+        predicted=[1] * n, targets=[1] * n, scores=[0.5] * n, errors=[0.125] * n, goal="f(x)",
+    )  # fmt: skip
+
+
+def test_labels_are_escaped_and_nothing_is_loaded() -> None:
+    draw = np.random.default_rng(0)
+    page = render(explanation(draw.normal(size=(2, 3, 6, 6)), draw.uniform(size=(2, 3, 6, 6))))
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "<b>data" not in page
+    assert "default-src &#39;none&#39;" in page and 'src="http' not in page
+    assert page.count("data:image/png") == 2 * 2 + 1
+
+
+def test_channels_and_vectors_are_drawn_as_bars() -> None:
+    draw = np.random.default_rng(0)
+    by_channel = np.broadcast_to(draw.normal(size=(2, 5, 1, 1)), (2, 5, 4, 4))
+    page = render(explanation(by_channel, draw.uniform(size=(2, 1, 6, 6))))
+    assert page.count("<tr>") == 2 * 5 and page.count("data:image/png") == 2
+    page = render(explanation(draw.normal(size=(1, 40)), draw.normal(size=(1, 40))))
+    assert page.count("<tr>") == 12 and "data:image/png" not in page
+    page = render(explanation(np.zeros((1, 3)), np.zeros((1, 3))))
+    assert page.count('width="0.0"') == 3
+
+
+@pytest.mark.skipif(chromium.find() is None, reason="there is no Chromium here")
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_opens_without_a_complaint(tmp_path: Path, dark: bool) -> None:
+    draw = np.random.default_rng(0)
+    path = tmp_path / "page.html"
+    write_page(path, explanation(draw.normal(size=(5, 3, 6, 6)), draw.uniform(size=(5, 3, 6, 6))))
+    with chromium.Page(str(chromium.find())) as page:
+        for width in (400, 1280, 1920):
+            page.open(path, width=width, dark=dark)
+            assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+            assert page.run("[...document.images].every(each => each.naturalWidth > 0)")
+        assert not page.complaints()
+        assert all(each.startswith(("file:", "data:")) for each in page.requests())

@@ -21,7 +21,8 @@ class Method:
     which is the engine's own. baselines: "none", "one" per sample, or a "many" that all samples
     share. differentiates: whether it takes gradients. drawn: whether it draws random numbers, and
     then takes one sample at a time. masked: whether it switches features on and off together.
-    complete: whether the attributions add up to f(x) - f(baseline) if all is well.
+    sums: whether the attributions are shares of f(x) - f(baseline), for lrp of f(x). complete:
+    whether they add up to it if all is well, and a warning tells where they do not.
     rows: how many rows of a forward pass a sample takes.
     """
 
@@ -33,6 +34,7 @@ class Method:
     differentiates: bool = True
     drawn: bool = False
     masked: bool = False
+    sums: bool = False
     complete: bool = False
     rows: Callable[[Mapping[str, Any], int], int] = lambda options, baselines: 1
 
@@ -44,7 +46,7 @@ def _samples(options: Mapping[str, Any], baselines: int) -> int:
 METHODS: dict[str, Method] = {
     "saliency": Method("Saliency", "Simonyan et al. 2014", captum_methods.saliency, {"abs": True}),
     "input_x_gradient": Method(
-        "Input times gradient", "Shrikumar et al. 2016", captum_methods.input_x_gradient
+        "Input times gradient", "Shrikumar et al. 2016", captum_methods.input_x_gradient, sums=True
     ),
     "integrated_gradients": Method(
         "Integrated gradients",
@@ -52,6 +54,7 @@ METHODS: dict[str, Method] = {
         captum_methods.integrated_gradients,
         {"baselines": None, "n_steps": 50, "quadrature": "gausslegendre"},
         baselines="one",
+        sums=True,
         complete=True,
         rows=lambda options, baselines: int(options["n_steps"]),
     ),
@@ -69,6 +72,7 @@ METHODS: dict[str, Method] = {
         captum_methods.deeplift,
         {"baselines": None},
         baselines="one",
+        sums=True,
         complete=True,
         rows=lambda options, baselines: 2,
     ),
@@ -78,6 +82,7 @@ METHODS: dict[str, Method] = {
         captum_methods.deep_shap,
         {"baselines": None},
         baselines="many",
+        sums=True,
         complete=True,
         rows=lambda options, baselines: 2 * baselines,
     ),
@@ -88,6 +93,7 @@ METHODS: dict[str, Method] = {
         {"baselines": None, "n_samples": 50, "stdevs": 0.0},
         baselines="many",
         drawn=True,
+        sums=True,
         rows=_samples,
     ),
     "lime": Method(
@@ -110,6 +116,7 @@ METHODS: dict[str, Method] = {
         differentiates=False,
         drawn=True,
         masked=True,
+        sums=True,
         rows=_samples,
     ),
     "occlusion": Method(
@@ -132,6 +139,7 @@ METHODS: dict[str, Method] = {
             "opposite_sign": "keep",
             "gate": "half",
         },
+        sums=True,
     ),
 }
 """Name -> method."""
