@@ -23,9 +23,10 @@ from reference import Array, Chain, Decomposed, array, decomposed_twin, messages
 from safetensors.torch import load_file
 from test_credit import TOPOLOGIES, keep, prepared
 from torch import Tensor, nn
+from zoo import ZOO
 
 import attrain
-from attrain import attribute, cli, config, rules
+from attrain import attribute, cli, config, marks, rules
 from attrain.attribution import METHODS, grid, saliency
 from attrain.attribution.function import seed_of
 from attrain.errors import AttributionWarning, CreditError, CreditWarning, InputError
@@ -424,6 +425,67 @@ def test_what_lrp_leaks_went_to_the_biases(
         float((each.detach().sign() * each.grad).sum()) for each in biases if each.grad is not None
     )
     assert abs(float(error.sum()) + leaked) <= 1e-8 * max(1.0, abs(leaked))
+
+
+def of_one_tensor(name: str) -> tuple[nn.Module, Tensor]:
+    """Return a model of the zoo as one of [N, ...] to [N, outputs], and its inputs."""
+    case = ZOO[name]()
+    if case.refused or case.kwargs or len(case.args) != 1 or not isinstance(case.args[0], Tensor):
+        pytest.skip("not a model of one tensor that has a rule")
+    x = case.args[0].detach()
+    if not x.is_floating_point():
+        pytest.skip("it takes integers")
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = case.model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return case.output(self.inner(x)).reshape(len(x), -1)
+
+    with torch.no_grad():
+        if case.output(case.model(x)).numel() % len(x):
+            pytest.skip("its first axis does not count samples")
+    return Rows().eval(), x
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_lrp_of_the_zoo_is_what_lfp_hands_back_to_the_inputs(name: str) -> None:
+    model, x = of_one_tensor(name)
+    leaf = x.clone().requires_grad_()
+    with attrain.LFP(model):
+        out = model(leaf)
+    o, owed = out[:, 0].detach(), marks.get(out).epsilon
+    (credit,) = torch.autograd.grad(out[:, 0], leaf, o.abs() / (o.abs() + owed), allow_unused=True)
+    before = state_of(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttributionWarning)
+        found = attribute(model, x, 0)
+    assert same(before, state_of(model))
+    wanted = torch.zeros_like(x) if credit is None else x * credit
+    assert close(found, wanted, 1e-5 if x.dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("bert", "bert.embeddings.word_embeddings"),
+        ("gpt2_gelu_new", "transformer.wte"),
+        ("llama", "model.embed_tokens"),
+    ],
+)
+def test_language_models_are_explained_at_their_tokens(name: str, layer: str) -> None:
+    case = ZOO[name]()
+    ids, *rest = case.args
+    target = (0,) * (case.run().ndim - 1)
+    for method in ("lrp", "integrated_gradients", "occlusion"):
+        found, error = attribute(
+            case.model, ids, target, method=method, layer=layer, return_error=True,
+            additional_forward_args=tuple(rest) or None,
+        )  # fmt: skip
+        assert found.shape == (*ids.shape, 16) and found.any()
+    assert error.shape == (len(ids),)
 
 
 # Methods of captum --------------------------------------------------------------------------------
