@@ -168,6 +168,8 @@ def _attribute(config: AttributeConfig) -> int:
     from attrain.trained import explain
 
     told = explain(config)
+    for text in told["warnings"]:
+        _tell(f"warning: {text}")
     print(f"{told['samples']} samples, {told['title']}: {told['error_text']}")
     print(f"Attributions: {told['file']}\nPicture: {told['page']}")
     return 0

@@ -1,5 +1,6 @@
 """Models that are already trained: found by their files, measured, explained, pruned."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -177,11 +178,14 @@ def explain(config: AttributeConfig) -> dict[str, Any]:
         options["rule"] = config.rule
     if method.baselines == "many":
         options["baselines"] = data.train.tensors[0][:BASELINES]
-    values, error = attribute(
-        model, x, target, method=config.method, layer=config.layer, return_error=True,
-        batch_size=config.batch_size, seed=config.seed if method.drawn else None, progress=True,
-        **options,
-    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        values, error = attribute(
+            model, x, target, method=config.method, layer=config.layer, return_error=True,
+            batch_size=config.batch_size, seed=config.seed if method.drawn else None, progress=True,
+            **options,
+        )  # fmt: skip
+    warned = list(dict.fromkeys(str(each.message) for each in doubts))
     out = config.out or free_folder("attribute", data.name, False)
     file, page = out / "attributions.safetensors", out / "attributions.html"
     title = METHODS[config.method].title
@@ -205,6 +209,7 @@ def explain(config: AttributeConfig) -> dict[str, Any]:
         "model": config.path,
         "data": {"name": data.name, "classes": list(data.classes)},
         "largest_error": float(error.abs().max()),
+        "warnings": warned,
         "error_text": missed if method.sums else "they are no shares of the output",
         "file": str(file),
         "page": str(page),
@@ -232,6 +237,7 @@ def explain(config: AttributeConfig) -> dict[str, Any]:
             scores=score.tolist(),
             errors=error.tolist(),
             goal=goal if method.sums else "",
+            warnings=warned,
         ),
     )
     write_json(out / "attributions.json", told)

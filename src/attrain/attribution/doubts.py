@@ -127,9 +127,9 @@ def warn_of_error(method: str, error: Tensor, change: Tensor) -> None:
     worst = float(error.abs().max())
     if math.isnan(worst) or worst <= TOLERANCE * largest + 1e-6:
         return
-    remedy = (
-        "raise n_steps" if method == "integrated_gradients" else "use method='integrated_gradients'"
-    )
+    remedy = "use method='integrated_gradients'"
+    if method == "integrated_gradients":
+        remedy = "raise n_steps, or, where activations are steps, use method='lrp'"
     _warn(
         f"{method} is unreliable for this model: its attributions miss f(x) - f(baseline) by up to "
         f"{worst:.3g}, where that is up to {largest:.3g}: {remedy}, or look at return_error=True."

@@ -154,7 +154,7 @@ def _propagated(
                 raise
             found.append(values)
             errors.append(values.flatten(1).sum(1) - explained)
-            bar(stop - start)
+            bar(stop)
     return torch.cat(found), torch.cat(errors)
 
 
@@ -254,13 +254,19 @@ class _Job:
             elif given is not None:
                 strides = (1,) * len(size)
             self.options |= {"sliding_window_shapes": size, "strides": strides}
+        baselines = 1 if self.x_baselines is None else len(self.x_baselines)
+        self.rows = self.method.rows(self.options, baselines)
+        if self.name == "occlusion":
+            self.rows = 1 + features.windows(self.shape, size, strides)
 
     def run(self, base: int, return_error: bool) -> tuple[Tensor, Tensor]:
         """Return the attributions and their completeness error, which may be left out as 0."""
         samples = len(self.x)
-        base_rows = 1 if self.x_baselines is None else len(self.x_baselines)
-        rows = self.method.rows(self.options, base_rows)
-        size = 1 if self.method.drawn else max(1, self.batch_size // rows)
+        size = max(1, self.batch_size // self.rows)
+        if self.method.drawn:
+            size = 1
+        elif self.name == "occlusion":  # whose windows take turns
+            size = self.batch_size
         found, errors, changes = [], [], []
         self._look_for_doubts()
         for start in range(0, samples, size):
@@ -274,7 +280,7 @@ class _Job:
                 change = some.outputs() - some.outputs_at_baseline()
                 errors.append(features.total(found[-1], some.mask) - change)
                 changes.append(change)
-            self.bar(len(some.x))
+            self.bar(some.stop)
         values = torch.cat(found)
         if not errors:
             return values, values.new_zeros(samples)
@@ -297,12 +303,19 @@ class _Job:
         values, rest = x, args
         if self.place is not None:
             values, rest = layers.captured(self.model, *self.place, x, args), (x, *args)
-        whole = Scored(self.model, None, lambda rows: None, self.single)
+        passed = 0
+
+        def counted(rows: int) -> None:
+            nonlocal passed
+            passed += rows
+            self.bar(start + min(count, passed / self.rows))
+
+        whole = Scored(self.model, None, counted, self.single)
         forward = whole
         if self.place is not None:
-            forward = Scored(self.model, self.place, lambda rows: None, self.single)
-        assert len(values) == count
+            forward = Scored(self.model, self.place, counted, self.single)
         return Part(
+            stop=stop,
             forward=forward,
             values=values,
             args=rest,
@@ -510,7 +523,7 @@ def _without_traces(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _bar(shown: bool, method: str, samples: int) -> Iterator[Callable[[float], None]]:
-    """Yield a function that is told how many samples are done."""
+    """Yield a function that is told how many samples are done, parts of one included."""
     if not shown:
         yield lambda done: None
         return
@@ -523,4 +536,4 @@ def _bar(shown: bool, method: str, samples: int) -> Iterator[Callable[[float], N
         console=Console(stderr=True),
     ) as progress:
         task = progress.add_task(method, total=samples)
-        yield lambda done: progress.advance(task, done)
+        yield lambda done: progress.update(task, completed=done)

@@ -43,7 +43,7 @@ class Scored(nn.Module):
 
 @dataclass
 class Part:
-    """Samples that go through a method together.
+    """Samples that go through a method together; `stop` of the batch are done after them.
 
     values: what is attributed to, inputs or outputs of a layer, [n, ...]. args: what the model
     takes besides, tensors [n, ...] or anything. baselines: [1 or n, ...], or for methods that
@@ -51,6 +51,7 @@ class Part:
     the model from its inputs on, for what captum does at a layer itself.
     """
 
+    stop: int
     forward: Scored
     values: Tensor
     args: tuple[Any, ...]

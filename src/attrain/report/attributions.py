@@ -26,6 +26,7 @@ class Explanation:
     """What the page shows. values: [n, ...]; inputs: [n, ...], pictures in 0..1.
 
     goal: what the attributions are to add up to, empty where they are no shares of anything.
+    warnings: what makes them doubtful.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Explanation:
     scores: Sequence[float]
     errors: Sequence[float]
     goal: str
+    warnings: Sequence[str] = ()
 
 
 def write_page(path: Path, found: Explanation) -> None:
@@ -68,6 +70,7 @@ def render(found: Explanation) -> str:
             else raster.scale_bar(),
             cards=[_card(found, k, signed) for k in range(len(found.values))],
             goal=found.goal,
+            warnings=found.warnings,
             largest=f"{max(map(abs, found.errors)):.3g}",
             mapped=_is_map(found.values),
         )
