@@ -884,6 +884,21 @@ def test_the_model_stays_as_it_was(method: str, layer: str | None) -> None:
     assert close(evaluated, found)
 
 
+def test_a_model_may_overwrite_its_inputs() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.sub_(0.5))
+
+    x = torch.ones(3, 4)
+    for method in ("lrp", "occlusion"):
+        assert attribute(Centred(), x, 1, method=method).any()
+        assert torch.equal(x, torch.ones(3, 4))
+
+
 class Breaks(Mixed):
     """Fails in its third forward pass, after a layer that methods have hooked."""
 

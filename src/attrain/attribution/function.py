@@ -96,7 +96,8 @@ def attribute(
     _check_kind(x, method, chosen, place, model)
     base = _base_seed(seed, generator) if chosen.drawn else 0
     with _as_in_evaluation(model, x), _bar(progress, method, len(x)) as bar:
-        x, args = _plain(x), tuple(map(_plain, args))
+        # A copy, since a model may overwrite what it is given.
+        x, args = _plain(x).clone(), tuple(map(_plain, args))
         if chosen.run is None:
             values, error = _propagated(model, x, target, place, args, options, batch_size, bar)
         else:

@@ -81,13 +81,13 @@ def relevance(
     with torch.enable_grad(), credit:
         if layer is None:
             leaf = leaf.requires_grad_()
-            out = scores(model(leaf, *args))
+            out = scores(model(leaf.clone(), *args))  # which the model may overwrite
         else:
             leaves: list[Tensor] = []
 
             def cut(z: Tensor) -> Tensor:
                 leaves.append(z.detach().requires_grad_())
-                return leaves[0].clone()  # which the model may overwrite
+                return leaves[0].clone()
 
             with layers.replacing(*layer, cut):
                 out = scores(model(x, *args))
