@@ -18,7 +18,9 @@ import torch
 
 import attrain
 from attrain import audit, cli
+from attrain.attribution import METHODS as ATTRIBUTIONS
 from attrain.config import (
+    AttributeConfig,
     CompareConfig,
     EvaluateConfig,
     PruneConfig,
@@ -154,9 +156,10 @@ def test_the_command_line_page_has_every_flag_and_no_other() -> None:
     known = set[str]().union(
         *map(
             flags,
-            (CompareConfig, TrainConfig, TrainingConfig, EvaluateConfig, PruneConfig, StudyConfig),
+            (CompareConfig, TrainConfig, TrainingConfig, EvaluateConfig, AttributeConfig,
+             PruneConfig, StudyConfig),
         )
-    )
+    )  # fmt: skip
     told = {word.strip(",") for word in words("reference/command-line.md") if word[:2] == "--"}
     switches = {"--no-" + word[5:] for word in told if word.startswith("--no-")}
     assert {"--" + word[5:] for word in switches} <= known
@@ -167,6 +170,16 @@ def test_the_command_line_page_has_every_name() -> None:
     told = words("reference/command-line.md")
     for names in (NAMES, ARCHITECTURES, ACTIVATIONS, METHODS):
         assert set(names) <= told, set(names) - told
+
+
+def test_the_page_of_attribution_has_every_method_option_and_argument() -> None:
+    told = words("reference/attribution.md")
+    for name, method in ATTRIBUTIONS.items():
+        assert {name, *method.options} <= told, name
+    signature = inspect.signature(attrain.attribute)
+    assert set(signature.parameters) - {"options"} <= told
+    command_line = words("reference/command-line.md")
+    assert {name.strip(",") for name in ATTRIBUTIONS} <= {each.strip(",") for each in command_line}
 
 
 def test_the_presets_have_the_numbers_that_the_documents_tell() -> None:
@@ -193,7 +206,7 @@ def test_commands_in_the_documents_are_understood() -> None:
     ]
     assert len(commands) > 10
     for command in commands:
-        if command in (["evaluate"], ["prune"], ["report"]):
+        if command in (["evaluate"], ["attribute"], ["prune"], ["report"]):
             continue  # named without their argument
         cli.parse(command)
 

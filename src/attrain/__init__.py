@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attrain import optim, pruning, rewards, rules, spiking
+    from attrain.attribution import attribute
     from attrain.credit import LFP
 
 __version__ = "0.1.0"
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 # What a name is and where it lives; importing torch takes seconds, so it waits until it is needed.
 _HOMES = {
     "LFP": "attrain.credit",
+    "attribute": "attrain.attribution",
     "optim": None,
     "pruning": None,
     "rewards": None,
@@ -19,7 +21,7 @@ _HOMES = {
     "spiking": None,
 }
 
-__all__ = ["LFP", "optim", "pruning", "rewards", "rules", "spiking"]
+__all__ = ["LFP", "attribute", "optim", "pruning", "rewards", "rules", "spiking"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `attrain compare`, `train`, `evaluate`, `prune`, `study`, `report`."""
+"""The command line: `attrain compare`, `train`, `evaluate`, `attribute`, `prune` and others."""
 
 import dataclasses
 import json
@@ -12,12 +12,14 @@ from typing import Annotated, Any
 import tyro
 
 from attrain.config import (
+    AttributeConfig,
     CompareConfig,
     EvaluateConfig,
     PruneConfig,
     ReportConfig,
     StudyConfig,
     TrainConfig,
+    check_attribute,
     check_evaluate,
     check_job,
     check_prune,
@@ -80,6 +82,7 @@ def parse(arguments: Sequence[str]) -> Any:
         Annotated[CompareConfig, tyro.conf.subcommand("compare", default=compare)]
         | Annotated[TrainConfig, tyro.conf.subcommand("train", default=train)]
         | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+        | Annotated[AttributeConfig, tyro.conf.subcommand("attribute")]
         | Annotated[PruneConfig, tyro.conf.subcommand("prune")]
         | Annotated[StudyConfig, tyro.conf.subcommand("study")]
         | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -107,6 +110,8 @@ def _dispatch(config: Any, arguments: Sequence[str]) -> int:
         return _train(config, arguments)
     if isinstance(config, EvaluateConfig):
         return _evaluate(config)
+    if isinstance(config, AttributeConfig):
+        return _attribute(config)
     if isinstance(config, PruneConfig):
         return _prune(config)
     if isinstance(config, StudyConfig):
@@ -155,6 +160,18 @@ def _evaluate(config: EvaluateConfig) -> int:
         width = max(map(len, found))
         for name, value in found.items():
             print(f"{name:<{width}}  {value:.4f}")
+    return 0
+
+
+def _attribute(config: AttributeConfig) -> int:
+    check_attribute(config)
+    from attrain.trained import explain
+
+    told = explain(config)
+    for text in told["warnings"]:
+        _tell(f"warning: {text}")
+    print(f"{told['samples']} samples, {told['title']}: {told['error_text']}")
+    print(f"Attributions: {told['file']}\nPicture: {told['page']}")
     return 0
 
 

@@ -156,6 +156,39 @@ class PruneConfig(Source):
 
 
 @dataclass(frozen=True)
+class AttributeConfig:
+    """Show which inputs an output of a trained model comes from."""
+
+    path: str
+    """Folder of a run (OUT/METHOD/seed-K), a .safetensors file, a checkpoint.pt; or
+    module:function that returns a trained model."""
+    data: str | None = None
+    """Data set. None: that of the job which the weights belong to."""
+    model: str | None = None
+    """Model. None: that of the job which the weights belong to."""
+    activation: str | None = None
+    """Activation of the model. None: that of the job which the weights belong to."""
+    method: str = "lrp"
+    """How: lrp, saliency, input_x_gradient, integrated_gradients, smoothgrad, deeplift, deep_shap,
+    gradient_shap, lime, kernel_shap or occlusion."""
+    rule: str = "epsilon"
+    """Of lrp: a rule (epsilon, zero, gamma, z+, ...) or a preset (epsilon-plus,
+    epsilon-plus-flat, epsilon-alpha2-beta1, epsilon-gamma-box, ...)."""
+    layer: str | None = None
+    """Attribute to the units of this layer, by its name in the model. None: to the inputs."""
+    samples: int = 12
+    """Test samples, drawn with the seed."""
+    target: str = "predicted"
+    """Output to explain: predicted, label, or the name or number of a class."""
+    seed: int = 0
+    """Of the choice of the samples, and of methods that draw random numbers."""
+    batch_size: int = 128
+    """The most rows that go through the model at once."""
+    out: Path | None = None
+    """Folder of the results. None: the next free runs/attribute-DATA."""
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Write the report.html of a run folder again."""
 
@@ -263,6 +296,28 @@ def check_prune(config: PruneConfig) -> Path:
     if config.export and config.export.resolve() == out.resolve():
         raise InputError(f"--out and --export are both {out}: give two files.")
     return out
+
+
+def check_attribute(config: AttributeConfig) -> None:
+    """Refuse a model that is not there, and an output that exists; raises `InputError`."""
+    _at_least(1, samples=config.samples, batch_size=config.batch_size)
+    _at_least(0, seed=config.seed)
+    if config.rule != "epsilon" and config.method != "lrp":
+        raise InputError(f"--rule {config.rule} is for --method lrp, and it is {config.method}.")
+    if is_function(config.path):
+        if config.data is None:
+            raise InputError(f"{config.path} does not say what it was trained on: give --data.")
+        if config.model is not None or config.activation is not None:
+            raise InputError(f"{config.path} is a model: leave --model and --activation out.")
+    else:
+        weights_file(Path(config.path))
+    if config.out is not None and (config.out / "attributions.json").exists():
+        raise InputError(f"{config.out} holds attributions already: give another --out.")
+
+
+def is_function(path: str) -> bool:
+    """Whether `path` means module:function, and no file."""
+    return ":" in path and not Path(path).exists()
 
 
 def weights_file(path: Path) -> Path:

@@ -20,6 +20,10 @@ class CreditWarning(UserWarning):
     """Credit flows, but probably not as the user expects."""
 
 
+class AttributionWarning(UserWarning):
+    """An attribution was computed, but probably does not mean what it seems to."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a `name` that is no known `kind`, with the nearest known names."""
     options = sorted(known)

@@ -1,27 +1,39 @@
-"""Models that are already trained: found by their files, measured, pruned."""
+"""Models that are already trained: found by their files, measured, explained, pruned."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
+from attrain.attribution import METHODS, attribute
+from attrain.attribution.methods import find
 from attrain.config import (
+    AttributeConfig,
     EvaluateConfig,
     PruneConfig,
     Source,
+    check_attribute,
     check_evaluate,
     check_prune,
+    free_folder,
+    is_function,
     weights_file,
 )
 from attrain.data import Data, load
-from attrain.errors import InputError
+from attrain.errors import InputError, unknown
+from attrain.methods import is_spiking
 from attrain.metrics.sparsity import connection_weights, gini
-from attrain.models import build
+from attrain.models import SpikingNet, build
 from attrain.pruning import AMOUNTS, curve, fold_batch_norm, masks, prune
+from attrain.report.attributions import Explanation, write_page
 from attrain.runs import (
     check_fits,
+    environment,
     load_checkpoint,
     read_json,
     save_weights,
@@ -128,3 +140,118 @@ def prune_weights(config: PruneConfig) -> tuple[Path, dict[str, Any]]:
         told["export"] = {"file": str(config.export), "bytes": size.file, "dense": size.dense}
     write_json(out.with_suffix(".json"), told)
     return out, told
+
+
+BASELINES = 16
+"""Training samples that a method takes for its distribution of baselines."""
+
+
+def explain(config: AttributeConfig) -> dict[str, Any]:
+    """Write the attributions of test samples, what they are, and a page that shows them.
+
+    attributions.safetensors has the inputs as the model takes them, their attributions and, for
+    each sample, its number, label, prediction, target and completeness error. Returns what is in
+    attributions.json beside it. Raises InputError for arguments that cannot work.
+    """
+    check_attribute(config)
+    method = find(config.method)
+    if is_function(config.path):
+        assert config.data is not None
+        data = load(config.data)
+        model = build(config.path, data.input_shape, data.num_classes)
+    else:
+        source = Source(Path(config.path), config.data, config.model, config.activation)
+        model, data = open_model(source)
+    if is_spiking(model) and method.differentiates and config.method != "lrp":
+        # What it is asked for is a gradient, which only a surrogate has.
+        cast(SpikingNet, model).spike_by("surrogate")
+    x, y = data.test.tensors
+    drawn = np.random.default_rng(config.seed).permutation(len(x))[: config.samples]
+    index = torch.from_numpy(np.sort(drawn))
+    x, y = x[index], y[index]
+    outputs = predict(model, TensorDataset(x, y))
+    predicted = outputs.argmax(1)
+    target = _target(config.target, predicted, y, data)
+    score = outputs.gather(1, target[:, None])[:, 0]
+    options: dict[str, Any] = {}
+    if config.method == "lrp":
+        options["rule"] = config.rule
+    if method.baselines == "many":
+        options["baselines"] = data.train.tensors[0][:BASELINES]
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        values, error = attribute(
+            model, x, target, method=config.method, layer=config.layer, return_error=True,
+            batch_size=config.batch_size, seed=config.seed if method.drawn else None, progress=True,
+            **options,
+        )  # fmt: skip
+    warned = list(dict.fromkeys(str(each.message) for each in doubts))
+    out = config.out or free_folder("attribute", data.name, False)
+    file, page = out / "attributions.safetensors", out / "attributions.html"
+    title = METHODS[config.method].title
+    title += f" ({config.rule})" if config.method == "lrp" else ""
+    title += f" at layer {config.layer}" if config.layer else ""
+    goal = "f(x)" if config.method == "lrp" else "f(x) - f(baseline)"
+    missed = f"they add up to {goal} but for {float(error.abs().max()):.3g}"
+    told = {
+        "schema": 1,
+        "kind": "attributions",
+        "title": title,
+        "method": config.method,
+        "source": method.source,
+        "options": {key: each for key, each in options.items() if key != "baselines"},
+        "baselines": f"the first {BASELINES} training samples" if "baselines" in options else None,
+        "layer": config.layer,
+        "target": config.target,
+        "samples": len(x),
+        "shape": list(values.shape),
+        "seed": config.seed,
+        "model": config.path,
+        "data": {"name": data.name, "classes": list(data.classes)},
+        "largest_error": float(error.abs().max()),
+        "warnings": warned,
+        "error_text": missed if method.sums else "they are no shares of the output",
+        "file": str(file),
+        "page": str(page),
+        **environment(),
+    }
+    save_weights(
+        file,
+        {
+            "attributions": values, "inputs": x, "index": index, "label": y, "error": error,
+            "predicted": predicted, "target": target, "score": score,
+        },
+    )  # fmt: skip
+    write_page(
+        page,
+        Explanation(
+            title=title,
+            data=data.name,
+            values=values.numpy(),
+            inputs=data.restore(x).numpy(),
+            classes=data.classes,
+            index=index.tolist(),
+            labels=y.tolist(),
+            predicted=predicted.tolist(),
+            targets=target.tolist(),
+            scores=score.tolist(),
+            errors=error.tolist(),
+            goal=goal if method.sums else "",
+            warnings=warned,
+        ),
+    )
+    write_json(out / "attributions.json", told)
+    return told
+
+
+def _target(given: str, predicted: Tensor, labels: Tensor, data: Data) -> Tensor:
+    """Return the class to explain of each sample."""
+    if given == "predicted":
+        return predicted
+    if given == "label":
+        return labels
+    if given in data.classes:
+        return torch.full_like(labels, data.classes.index(given))
+    if given.isdigit() and int(given) < data.num_classes:
+        return torch.full_like(labels, int(given))
+    raise unknown("target", given, ["predicted", "label", *data.classes])

@@ -36,16 +36,16 @@ def write_report(folder: Path | str) -> Path:
 
 def render(run: Run) -> str:
     """Return the page of a run as HTML."""
-    style = _source("report.css") + palette.css(len(run.methods))
-    script = _source("report.js")
+    style = source("report.css") + palette.css(len(run.methods))
+    script = source("report.js")
     sections = [(s, filled) for s in SECTIONS if (filled := s.fill(run)) is not None]
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=_title(run),
             about=_about(run),
-            policy=_policy(style, script),
+            policy=policy(style, script),
             style=Markup(style),
             script=Markup(script),
             methods=[
@@ -55,12 +55,13 @@ def render(run: Run) -> str:
             swatches=[swatch(k) for k in range(len(run.methods))],
             names=[palette.label(m.name) for m in run.methods],
             sections=sections,
-            version=_version(),
+            version=installed(),
         )
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates of the pages, which escape whatever is put in."""
     return Environment(
         loader=PackageLoader("attrain.report", "templates"),
         autoescape=True,
@@ -70,11 +71,12 @@ def _environment() -> Environment:
     )
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """Return a style or a script of the pages."""
     return resources.files("attrain.report").joinpath("templates", name).read_text("utf-8")
 
 
-def _policy(style: str, script: str) -> str:
+def policy(style: str, script: str) -> str:
     """Return a content security policy that lets in nothing but this style and this script."""
     return (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -127,7 +129,8 @@ def _date(config: Mapping[str, Any]) -> str:
     return f"{started.day} {started:%B %Y, %H:%M}"
 
 
-def _version() -> str:
+def installed() -> str:
+    """Return the version of attrain."""
     try:
         return version("attrain")
     except PackageNotFoundError:

@@ -30,21 +30,22 @@ def colours() -> Bytes:
 def photograph(pixels: Array) -> str:
     """Return the image address of an input `(C, H, W)` in 0..1, one or three channels."""
     bytes_ = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
-    return _address(bytes_[0]) if len(bytes_) == 1 else _address(np.moveaxis(bytes_, 0, -1))
+    return address(bytes_[0]) if len(bytes_) == 1 else address(np.moveaxis(bytes_, 0, -1))
 
 
 def heat_map(values: Array, top: float) -> str:
     """Return the image address of a map `(H, W)` on the colour scale from 0 to `top`."""
     share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
-    return _address((share * (LEVELS - 1)).round().astype(np.uint8), colours())
+    return address((share * (LEVELS - 1)).round().astype(np.uint8), colours())
 
 
 def scale_bar() -> str:
     """Return the image address of the colour scale itself, from left to right."""
-    return _address(np.arange(LEVELS, dtype=np.uint8)[None], colours())
+    return address(np.arange(LEVELS, dtype=np.uint8)[None], colours())
 
 
-def _address(image: Bytes, palette: Bytes | None = None) -> str:
+def address(image: Bytes, palette: Bytes | None = None) -> str:
+    """Return a PNG as a data address: grey, colour, or with a palette, index."""
     return "data:image/png;base64," + base64.b64encode(png(image, palette)).decode()
 
 
