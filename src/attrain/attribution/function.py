@@ -7,18 +7,22 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from attrain.attribution import doubts, features, layers, lrp, methods
+from attrain.attribution.conditions import (
+    as_in_evaluation,
+    as_tuple,
+    check_inputs,
+    check_model,
+    plain,
+    progress_bar,
+)
 from attrain.attribution.part import Part, Scored, sliced
 from attrain.attribution.targets import check_target, part, scores
 from attrain.credit import LFP
 from attrain.errors import AttrainError, AttributionWarning, CreditError, InputError
 from attrain.models import seeded
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @overload
@@ -89,15 +93,15 @@ def attribute(
     """
     chosen = methods.find(method)
     options = methods.options_of(method, options)
-    _check_model(model)
-    args = _args(additional_forward_args)
-    _check_inputs(x, model, batch_size)
+    check_model(model)
+    args = as_tuple(additional_forward_args)
+    check_inputs(x, model, batch_size)
     place = None if layer is None else layers.find(model, layer)
     _check_kind(x, method, chosen, place, model)
     base = _base_seed(seed, generator) if chosen.drawn else 0
-    with _as_in_evaluation(model, x), _bar(progress, method, len(x)) as bar:
+    with as_in_evaluation(model, x), progress_bar(progress, method, len(x)) as bar:
         # A copy, since a model may overwrite what it is given.
-        x, args = _plain(x).clone(), tuple(map(_plain, args))
+        x, args = plain(x).clone(), tuple(map(plain, args))
         if chosen.run is None:
             values, error = _propagated(model, x, target, place, args, options, batch_size, bar)
         else:
@@ -216,7 +220,7 @@ class _Job:
             )
         if len(given) < (2 if self.name == "deep_shap" else 1):
             raise InputError(f"{self.name} got {len(given)} baselines, which are too few.")
-        return torch.as_tensor(_plain(given)).to(self.x.device, self.x.dtype)
+        return torch.as_tensor(plain(given)).to(self.x.device, self.x.dtype)
 
     def _layer_baselines(self) -> Tensor:
         """Return what the layer makes of the baselines; without, of inputs that are 0."""
@@ -387,33 +391,6 @@ def _output_of(model: nn.Module, x: Tensor, args: tuple[Any, ...]) -> Tensor:
     return out
 
 
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    for name, each in model.named_parameters():
-        if each.dtype in _HALF:
-            raise InputError(
-                f"the model is in half precision ({name!r} is {each.dtype}), in which attributions "
-                "drown in rounding: give model.float(), or a copy of it."
-            )
-
-
-def _check_inputs(x: Any, model: nn.Module, batch_size: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise InputError(f"x must be a tensor [N, ...], got {type(x).__name__}.")
-    if x.ndim == 0 or len(x) == 0:
-        raise InputError(f"x is an empty batch, of shape {tuple(x.shape)}: give at least 1 sample.")
-    if x.dtype in _HALF:
-        raise InputError(f"x is in half precision ({x.dtype}): give x.float().")
-    if x.is_complex() or x.dtype == torch.bool:
-        raise InputError(f"x holds {x.dtype}: give real numbers, such as x.float().")
-    parameter = next(model.parameters(), None)
-    if parameter is not None and parameter.device != x.device:
-        raise InputError(f"x is on {x.device}, and the model on {parameter.device}: move one.")
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise InputError(f"batch_size must be an integer >= 1, got {batch_size!r}.")
-
-
 def _check_kind(
     x: Tensor,
     method: str,
@@ -433,19 +410,6 @@ def _check_kind(
         f"x holds {x.dtype}, which has no gradient for {method}: give {at}{also}, or use lime, "
         "kernel_shap or occlusion."
     )
-
-
-def _plain(value: Any) -> Any:
-    """Return a tensor without history, which can have one; anything else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.clone().detach() if value.is_inference() else value.detach()
-
-
-def _args(given: Any) -> tuple[Any, ...]:
-    if given is None:
-        return ()
-    return given if isinstance(given, tuple) else (given,)
 
 
 def _extents(option: str, given: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -491,26 +455,6 @@ def _drawn_from(base: int, sample: int) -> Iterator[None]:
 
 
 @contextmanager
-def _as_in_evaluation(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Run the model in evaluation inside, with gradients enabled; leave its modes as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    # cuDNN has no way back through recurrent layers in evaluation.
-    recurrent = x.is_cuda and any(isinstance(each, nn.RNNBase) for each, _ in modes)
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if recurrent:
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        try:
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
-@contextmanager
 def _without_traces(model: nn.Module) -> Iterator[None]:
     """Remove what captum's DeepLIFT leaves in modules when it fails."""
     before = {module: set(vars(module)) for module in model.modules()}
@@ -520,21 +464,3 @@ def _without_traces(model: nn.Module) -> Iterator[None]:
         for module, names in before.items():
             for name in set(vars(module)) - names:
                 delattr(module, name)
-
-
-@contextmanager
-def _bar(shown: bool, method: str, samples: int) -> Iterator[Callable[[float], None]]:
-    """Yield a function that is told how many samples are done, parts of one included."""
-    if not shown:
-        yield lambda done: None
-        return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of {task.total:.0f}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(stderr=True),
-    ) as progress:
-        task = progress.add_task(method, total=samples)
-        yield lambda done: progress.update(task, completed=done)

@@ -21,8 +21,9 @@ from attrain.errors import CreditError
 from attrain.marks import Kind, Mark
 from attrain.rules.blocks import BLOCK, blockwise
 
-_SILENT_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-_SILENT_FILES = (str(Path(__file__).parent.parent / "credit.py"),)
+_OURS = Path(__file__).parent
+_SILENT_FOLDERS = (str(Path(torch.__file__).parent), str(_OURS), str(_OURS.parent / "graph"))
+_SILENT_FILES = (str(_OURS.parent / "credit.py"),)
 
 
 class Scale(NamedTuple):

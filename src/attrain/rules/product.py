@@ -294,12 +294,16 @@ _OPENED: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def opened(call: Call) -> Any:
-    """A Python function of torch that hides its parts from the mode: run a copy of its body.
+    """A Python function of torch that hides its parts from the mode: run a copy of its body."""
+    return call.settings.reenter(body_of(call.func), *call.args, **call.kwargs)
+
+
+def body_of(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a copy of a function of torch.nn.functional whose parts a mode sees.
 
     Functions of torch.nn.functional hand themselves whole to an active mode and run with it
     switched off; the copy answers its own question, whether anything overrides torch, with no.
     """
-    func = call.func
     if func not in _OPENED:
         hidden = {
             name: (lambda *arguments: False)
@@ -310,4 +314,4 @@ def opened(call: Call) -> Any:
             func.__code__, func.__globals__ | hidden, func.__name__, func.__defaults__
         )
         _OPENED[func].__kwdefaults__ = func.__kwdefaults__
-    return call.settings.reenter(_OPENED[func], *call.args, **call.kwargs)
+    return _OPENED[func]

@@ -1,0 +1,6 @@
+"""Attribution graphs: which units earned an output, and what they handed to one another."""
+
+from attrain.graph.build import METHODS
+from attrain.graph.graph import AttributionGraph
+
+__all__ = ["METHODS", "AttributionGraph"]

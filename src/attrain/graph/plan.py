@@ -1,0 +1,78 @@
+"""The plan of a model's graph: its layers of nodes, and what is taken down at each call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attrain.errors import InputError
+from attrain.graph import steps
+from attrain.graph.units import Units
+
+_MOST_EDGES = 50_000_000
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A layer of nodes: units start to start + count of all, and the layers that feed it.
+
+    kind: "input", "embedding", "linear", "convolution", "sum" or "product".
+    """
+
+    name: str
+    kind: str
+    start: int
+    count: int
+    sources: tuple[int, ...] = ()
+
+    @property
+    def units(self) -> range:
+        """The numbers of its units among those of all layers."""
+        return range(self.start, self.start + self.count)
+
+
+@dataclass
+class Plan:
+    """The layers of a model's graph, and for each call that counts what is taken down there.
+
+    output: the units of the model's output [2, ...].
+    """
+
+    nodes: list[Nodes] = field(default_factory=list)
+    calls: list[tuple[Any, tuple[steps.Step, ...]]] = field(default_factory=list)
+    output: Units | None = None
+    output_owes: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """The number of units of all layers."""
+        return self.nodes[-1].start + self.nodes[-1].count if self.nodes else 0
+
+    def add(self, name: str, kind: str, count: int, sources: Sequence[int] = ()) -> Nodes:
+        """Add a layer of nodes, whose name gets a number if there is one of that name."""
+        taken = {each.name for each in self.nodes}
+        unique = next(
+            each
+            for each in (name, *(f"{name}@{k}" for k in range(2, len(taken) + 3)))
+            if each not in taken
+        )
+        made = Nodes(unique, kind, self.count, count, tuple(sources))
+        incoming = sum(self.nodes[source].count for source in sources)
+        if count * incoming > _MOST_EDGES:
+            raise InputError(
+                f"layer {unique!r} would have {count} x {incoming} edges in the graph, more than "
+                f"{_MOST_EDGES:,}: explain a part of the model, or one with fewer units."
+            )
+        self.nodes.append(made)
+        return made
+
+    def layer_of(self, unit: int) -> int:
+        """Return the index of the layer that a unit belongs to."""
+        return next(index for index, each in enumerate(self.nodes) if unit in each.units)
+
+    def feeding(self, numbers: Tensor) -> list[int]:
+        """Return the layers, in order, that units belong to."""
+        found = {self.layer_of(unit) for unit in torch.unique(numbers).tolist() if unit >= 0}
+        return sorted(found)

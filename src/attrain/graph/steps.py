@@ -1,0 +1,441 @@
+"""What is taken down at a call of a model, and added up over samples on the way back.
+
+A message from a to b is the reward that b hands to a: value times credit (equations 2, 3 and 11 of
+arXiv:2308.12053). What a layer hands to no unit goes to its sinks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from attrain.errors import CreditError
+from attrain.graph import units
+from attrain.graph.layer import Kind, messages, messages_of
+from attrain.graph.units import Sums
+from attrain.rules import norm
+from attrain.rules.decomposition import Decomposition, stabilised
+
+Where = int | str | tuple[int | str, int]
+"""The place of an argument: position, name, or one of these and the index in its list."""
+
+SINKS = ("bias", "normalisation", "epsilon", "rule", "rest")
+"""What takes a part of a unit's relevance besides the units before it.
+
+bias: biases, and constants and parameters that are added. normalisation: its shift and the mean
+that it takes off. epsilon: the stabilisers. rule: what a rule of layers drops. rest: whatever
+rules of other functions do not conserve.
+"""
+
+
+def carrying(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Where, Tensor]]:
+    """Yield the arguments, and where they stand, that belong to units."""
+    placed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in placed:
+        if isinstance(value, Tensor):
+            if units.of(value) is not None:
+                yield key, value
+        elif isinstance(value, (list, tuple)):
+            for index, each in enumerate(value):
+                if isinstance(each, Tensor) and units.of(each) is not None:
+                    yield (key, index), each
+
+
+def at(where: Where, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Return the argument that stands at a place."""
+    if isinstance(where, tuple):
+        key, index = where
+        held: Tensor = (args[key] if isinstance(key, int) else kwargs[key])[index]
+        return held
+    found: Tensor = args[where] if isinstance(where, int) else kwargs[where]
+    return found
+
+
+def as_leaf(out: Tensor) -> Tensor:
+    """Return a tensor at which credit ends, though nothing before it carries any."""
+    return out.detach().requires_grad_()
+
+
+class Totals:
+    """Relevances, messages and sinks, added up over the samples of each group.
+
+    relevance: [G, units]; edges: by layer [G, out, in], in over the units of its sources; sinks:
+    by name [G, units]. Everything is in double precision.
+    """
+
+    def __init__(self, nodes: Sequence[Any], groups: int, device: torch.device) -> None:
+        self.nodes, self.groups = nodes, groups
+        count = nodes[-1].start + nodes[-1].count
+        double: Any = {"dtype": torch.float64, "device": device}
+        self.relevance = torch.zeros(groups, count, **double)
+        self.sinks = {name: torch.zeros(groups, count, **double) for name in SINKS}
+        self.edges: list[Tensor | None] = []
+        self.columns: list[Tensor] = []
+        for each in nodes:
+            incoming = [unit for source in each.sources for unit in nodes[source].units]
+            column = torch.full((count,), -1, device=device)
+            column[incoming] = torch.arange(len(incoming), device=device)
+            self.columns.append(column)
+            self.edges.append(
+                torch.zeros(groups, each.count, len(incoming), **double) if incoming else None
+            )
+
+    def begin(self, group: Tensor) -> None:
+        """Say which group [N] the samples of the next pass belong to."""
+        self.group = group
+        self.present: list[int] = torch.unique(group).tolist()
+
+    def explained(self, unit: Tensor, o: Tensor, lost: Tensor | None) -> None:
+        """Give the explained outputs o [N] to their units [N], and what epsilon took of them."""
+        self.relevance.index_put_((self.group, unit), o.double(), accumulate=True)
+        if lost is not None:
+            self.sinks["epsilon"].index_put_((self.group, unit), lost.double(), accumulate=True)
+
+    def by_group(self, values: Tensor) -> Tensor:
+        """Return values [N, K] added up by group [G, K]."""
+        out = torch.zeros(self.groups, values.shape[1], dtype=torch.float64, device=values.device)
+        return out.index_add_(0, self.group, values.double())
+
+    def sink(self, name: str, unit: Tensor, values: Tensor) -> None:
+        """Add values [G, K] of units [K] to a sink."""
+        kept = unit >= 0
+        self.sinks[name].index_add_(1, unit[kept], values[:, kept])
+
+    def layer(self, index: int, group: int, columns: Tensor, found: Tensor) -> None:
+        """Add messages [out, K] from units `columns` [K] to layer `index`."""
+        found = found.double()
+        edges = self.edges[index]
+        assert edges is not None
+        edges[group].index_add_(1, self.columns[index][columns], found)
+        self.relevance[group].index_add_(0, columns, found.sum(0))
+
+    def meeting(self, index: int, out: Tensor, source: Tensor, found: Tensor) -> None:
+        """Add messages [G, K] from units `source` [K] to units `out` [K] of layer `index`."""
+        kept = source >= 0
+        if not bool(kept.all()):
+            self.sink("bias", out[~kept] + self.nodes[index].start, found[:, ~kept])
+        edges = self.edges[index]
+        assert edges is not None
+        flat = out[kept] * edges.shape[2] + self.columns[index][source[kept]]
+        edges.view(self.groups, -1).index_add_(1, flat, found[:, kept])
+        self.relevance.index_add_(1, source[kept], found[:, kept])
+
+
+class Step(Protocol):
+    """What is taken down at a call."""
+
+    def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Look at the arguments, which the call may overwrite, and return what is to be kept."""
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Look at what the call returned."""
+
+
+def _hook(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
+    """Let `take` have the credit of a tensor, once it is known."""
+    if tensor.requires_grad:
+
+        def quiet(credit: Tensor) -> None:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                take(credit)
+
+        tensor.register_hook(quiet)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """What a stabiliser takes from the units of a tensor: sign(z) epsilon times credit."""
+
+    where: Where
+    by: Sums
+    epsilon: float
+    overwritten: bool = False
+
+    def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Take the credit of the argument, summed over all who pay."""
+        z = at(self.where, args, kwargs)
+        if getattr(z, "_attrain_paid", None) == z._version:
+            return  # the hook of the first call that pays sees the credit of all
+        z._attrain_paid = z._version  # type: ignore[attr-defined]
+        value = z.detach().clone() if self.overwritten else z.detach()
+
+        def take(credit: Tensor) -> None:
+            lost = torch.where(value < 0, -credit, credit)
+            total = totals.by_group(self.by.total(lost)) * self.epsilon
+            totals.sink("epsilon", self.by.unit, total)
+
+        _hook(z, take)
+
+    def after(self, *_: Any) -> None:
+        """Nothing is left to do."""
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """What one who does not pay made of a tensor that others pay for: it pays later, by itself."""
+
+    by: Sums
+    epsilon: float
+    index: int | None = None
+
+    def before(self, *_: Any) -> None:
+        """Nothing is to be kept."""
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Take back what the tensor's credit has of this one."""
+        made = out if self.index is None else out[self.index]
+        negative = made.detach() < 0
+
+        def take(credit: Tensor) -> None:
+            lost = torch.where(negative, credit, -credit)
+            total = totals.by_group(self.by.total(lost)) * self.epsilon
+            totals.sink("epsilon", self.by.unit, total)
+
+        _hook(made, take)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What is added to the units of a tensor without being an activation: offset times credit."""
+
+    by: Sums
+    offset: Callable[[Sequence[Any], dict[str, Any], Tensor], Tensor]
+    kind: str = "bias"
+    overwritten: bool = False
+
+    def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Keep what is about to be overwritten."""
+        return [
+            each.detach().clone() if isinstance(each, Tensor) and self.overwritten else each
+            for each in args
+        ]
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Take the credit of the result."""
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            offset = self.offset(kept, kwargs, out.detach())
+
+        def take(credit: Tensor) -> None:
+            totals.sink(self.kind, self.by.unit, totals.by_group(self.by.total(offset * credit)))
+
+        _hook(out, take)
+
+
+def added(
+    name: str, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+) -> Tensor:
+    """Return what a sum adds to the share of the argument at `where`."""
+    value = at(where, args, kwargs).detach()
+    second = where in (2, "other") if name == "where" else where in (1, "other")
+    zero = torch.zeros_like(value)
+    pair = (zero, value) if second else (value, zero)
+    return out - shares_of(name, "sum")(args, kwargs, *pair)[second]
+
+
+def _affine(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _batch_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    names = ("input", "running_mean", "running_var", "weight", "bias")
+    given = _affine(names, args, kwargs)
+    slope = (given["running_var"] + given.get("eps", 1e-5)).rsqrt()
+    if given.get("weight") is not None:
+        slope = slope * given["weight"]
+    offset: Tensor = -given["running_mean"] * slope
+    if given.get("bias") is not None:
+        offset = offset + given["bias"]
+    return offset.detach().reshape(1, -1, *[1] * (out.ndim - 2))
+
+
+def _layer_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    given = _affine(("input", "shape", "weight", "bias", "eps"), args, kwargs)
+    x = given["input"].detach()
+    shape = given["shape"] if "shape" in given else given["normalized_shape"]
+    axes = tuple(range(-len(shape), 0))
+    return _offset(given, *torch.var_mean(x, axes, correction=0, keepdim=True), ())
+
+
+def _group_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    given = _affine(("input", "groups", "weight", "bias", "eps"), args, kwargs)
+    groups = given.get("groups", given.get("num_groups"))
+    x = given["input"].detach()
+    parts = x.reshape(len(x), groups, -1)
+    form = (len(x), x.shape[1], *[1] * (x.ndim - 2))
+    variance, mean = (
+        each.repeat_interleave(x.shape[1] // groups, 1).reshape(form)
+        for each in torch.var_mean(parts, 2, correction=0, keepdim=True)
+    )
+    return _offset(given, variance, mean, (1, -1, *[1] * (x.ndim - 2)))
+
+
+def _instance_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats")
+    given = _affine(names, args, kwargs)
+    x = given["input"].detach()
+    form = (1, -1, *[1] * (x.ndim - 2))
+    if given.get("use_input_stats", True):
+        axes = tuple(range(2, x.ndim))
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    else:
+        variance, mean = (given[key].reshape(form) for key in ("running_var", "running_mean"))
+    return _offset(given, variance, mean, form)
+
+
+def _offset(given: dict[str, Any], variance: Tensor, mean: Tensor, form: tuple[int, ...]) -> Tensor:
+    slope = (variance + given.get("eps", 1e-5)).rsqrt()
+    for key in ("weight", "bias"):
+        if given.get(key) is not None and form:
+            given = {**given, key: given[key].detach().reshape(form)}
+    if given.get("weight") is not None:
+        slope = slope * given["weight"]
+    offset: Tensor = -mean * slope
+    if given.get("bias") is not None:
+        offset = offset + given["bias"]
+    return offset
+
+
+OFFSETS: dict[Any, Callable[[Sequence[Any], dict[str, Any], Tensor], Tensor]] = {
+    norm.batch_norm: _batch_norm_offset,
+    norm.layer_norm: _layer_norm_offset,
+    norm.group_norm: _group_norm_offset,
+    norm.instance_norm: _instance_norm_offset,
+}
+"""Rule of a normalisation -> what it adds, its statistics being constant."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The messages of a linear or convolution layer, and what its bias takes.
+
+    columns: the unit of each input channel or feature.
+    """
+
+    index: int
+    kind: Kind
+    columns: Tensor
+    batch: int
+    rule: Decomposition | None
+    epsilon: float
+    owed: float
+
+    def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Keep what the layer takes."""
+        taken = self.kind.taken(args, kwargs)
+        return taken, taken.a._version
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+    ) -> None:
+        """Take the credit of the outputs."""
+        taken, version = kept
+        z = out.detach().clone() if self.rule is not None else None
+        nodes = totals.nodes[self.index]
+        axis = self.kind.axis(out.ndim)
+
+        def take(s: Tensor) -> None:
+            if taken.a._version != version:
+                raise CreditError(
+                    f"the inputs of layer {nodes.name!r} are overwritten after it took them, so "
+                    "that its messages cannot be computed: write `y = f(x)` instead of `f_(x)`."
+                )
+            whole = len(totals.present) == 1
+            for group in totals.present:
+                chosen = None if whole else (totals.group == group).nonzero()[:, 0]
+                a, credit, value = (
+                    each
+                    if each is None or chosen is None
+                    else each.index_select(self.batch, chosen)
+                    for each in (taken.a, s, z)
+                )
+                assert a is not None and credit is not None
+                self._add(totals, group, taken._replace(a=a), credit, value, axis)
+
+        _hook(out, take)
+
+    def _add(
+        self, totals: Totals, group: int, taken: Any, s: Tensor, z: Tensor | None, axis: int
+    ) -> None:
+        nodes = totals.nodes[self.index]
+        unit = torch.arange(nodes.start, nodes.start + nodes.count, device=s.device)
+        others = [other for other in range(s.ndim) if other != axis]
+        if self.rule is None:
+            found = messages(self.kind, taken, s)
+            if taken.b is not None:
+                totals.sinks["bias"][group, unit] += (s.sum(others) * taken.b).double()
+        else:
+            assert z is not None
+            r = s * stabilised(z, self.owed)
+            with torch.autocast(s.device.type, enabled=False):
+                found, of_bias = messages_of(self.rule, self.epsilon, self.kind, taken, r, z)
+            rest = r.sum(others).double() - found.double().sum(1)
+            if of_bias is not None:
+                totals.sinks["bias"][group, unit] += of_bias.double()
+                rest = rest - of_bias.double()
+            totals.sinks["rule"][group, unit] += rest
+        totals.layer(self.index, group, self.columns, found)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The messages of a sum or product, one-to-one from the units of each of two tensors.
+
+    shares: the contributions of both, from arguments, their values and the result.
+    """
+
+    index: int
+    by: Sums
+    pairs: Tensor
+    wheres: tuple[Where, ...]
+    shares: Callable[..., tuple[Tensor, Tensor]]
+    overwritten: bool = False
+
+    def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Keep the values that meet."""
+        values = [at(where, args, kwargs).detach() for where in self.wheres]
+        return [each.clone() for each in values] if self.overwritten else values
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+    ) -> None:
+        """Take the credit of the result."""
+        shares = self.shares(args, kwargs, *kept)
+
+        def take(credit: Tensor) -> None:
+            for branch, share in enumerate(shares):
+                total = totals.by_group(self.by.total((share * credit).expand(credit.shape)))
+                source = self.pairs[self.by.unit][:, branch]
+                totals.meeting(self.index, self.by.unit, source, total)
+
+        _hook(out, take)
+
+
+def shares_of(name: str, kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return what each of two tensors contributes to their sum or product."""
+    if kind == "product":
+        return lambda args, kwargs, a, b: (a * b / 2, a * b / 2)
+    if name == "where":
+        return _chosen
+    sign = -1.0 if "sub" in name else 1.0
+
+    def summed(args: Any, kwargs: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        factor = kwargs.get("alpha", 1.0)
+        return (-a, b) if "rsub" in name else (a, sign * factor * b)
+
+    return summed
+
+
+def _chosen(args: Any, kwargs: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    condition = args[0] if args else kwargs["condition"]
+    condition = condition.detach()
+    return torch.where(condition, a, torch.zeros_like(a)), torch.where(
+        condition, torch.zeros_like(b), b
+    )

@@ -1,0 +1,125 @@
+"""Which unit of which layer each value of a tensor belongs to, as a model moves its values about.
+
+Units are numbered through all layers. A map of units is an integer tensor of the shape of what it
+describes; a second one says which sample each value belongs to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+NOBODY = -1
+"""The unit of a value that is made of parameters and constants."""
+MIXED = -2
+"""The unit of a value in which several units met in a way that has no node."""
+
+
+class Units(NamedTuple):
+    """The unit and the sample of every value of a tensor, both of its shape.
+
+    why: for mixed values, the call that mixed them.
+    """
+
+    unit: Tensor
+    sample: Tensor
+    why: str = ""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some values belong to no one unit."""
+        return bool((self.unit == MIXED).any())
+
+
+_ATTRIBUTE = "_attrain_units"
+
+
+def of(tensor: Any) -> Units | None:
+    """Return the units of a tensor, None where it is none or carries nothing of the inputs."""
+    return getattr(tensor, _ATTRIBUTE, None)
+
+
+def put(tensor: Tensor, units: Units) -> None:
+    """Say which units the values of `tensor` belong to."""
+    setattr(tensor, _ATTRIBUTE, units)
+
+
+def forget(tensor: Tensor) -> None:
+    """Take the units from a tensor that lives on."""
+    if hasattr(tensor, _ATTRIBUTE):
+        delattr(tensor, _ATTRIBUTE)
+
+
+def constant_axes(numbers: Tensor) -> tuple[int, ...]:
+    """Return the axes along which a map does not change."""
+    return tuple(
+        axis
+        for axis in range(numbers.ndim)
+        if numbers.shape[axis] == 1 or bool((numbers == numbers.narrow(axis, 0, 1)).all())
+    )
+
+
+def batch_axis(units: Units) -> int | None:
+    """Return the axis that counts the samples, None where there is no such one."""
+    varying = [axis for axis in range(units.sample.ndim)
+               if axis not in constant_axes(units.sample)]  # fmt: skip
+    return varying[0] if len(varying) == 1 else None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Adds up values [.., N, ..] by sample and unit: `total` is [N, K], of the units `unit` [K].
+
+    batch: the axis of the samples; axes: those that are summed over.
+    """
+
+    batch: int
+    axes: tuple[int, ...]
+    unit: Tensor
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sums [N, K] of values shaped as the tensor that this was made for."""
+        values = values.movedim(self.batch, 0)
+        if self.axes:
+            values = values.sum(self.axes)
+        return values.reshape(len(values), -1)
+
+
+def sums(units: Units) -> Sums | None:
+    """Return how values of these units are added up, None where samples have no axis."""
+    batch = batch_axis(units)
+    if batch is None:
+        return None
+    first = units.unit.movedim(batch, 0)[0]
+    constant = constant_axes(first)
+    for axis in reversed(constant):
+        first = first.select(axis, 0)
+    return Sums(batch, tuple(axis + 1 for axis in constant), first.flatten())
+
+
+def along(units: Units, axis: int) -> Tensor | None:
+    """Return the units along one axis, None where they change along any other but the batch's."""
+    numbers = units.unit
+    for other in reversed(range(numbers.ndim)):
+        if other == axis:
+            continue
+        if not bool((numbers == numbers.narrow(other, 0, 1)).all()):
+            return None
+        numbers = numbers.select(other, 0)
+        axis -= other < axis
+    return numbers
+
+
+def broadcast(shape: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return maps stretched to a shape, as torch stretches the values."""
+    return [each.expand(shape) for each in tensors]
+
+
+def paired(numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a map of new units, one per combination of old ones, and the combinations [K, n]."""
+    stacked = torch.stack(list(numbers), -1)
+    combinations, places = torch.unique(stacked.reshape(-1, len(numbers)), dim=0,
+                                        return_inverse=True)  # fmt: skip
+    return places.reshape(stacked.shape[:-1]), combinations
