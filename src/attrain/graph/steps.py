@@ -4,6 +4,7 @@ A message from a to b is the reward that b hands to a: value times credit (equat
 arXiv:2308.12053). What a layer hands to no unit goes to its sinks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,15 +63,24 @@ class Totals:
     """Relevances, messages and sinks, added up over the samples of each group.
 
     relevance: [G, units]; edges: by layer [G, out, in], in over the units of its sources; sinks:
-    by name [G, units]. Everything is in double precision.
+    by name [G, units]. Everything is in double precision. best: the largest relevances [G, units,
+    examples], and the samples, by their `numbers` [N], that have them.
     """
 
-    def __init__(self, nodes: Sequence[Any], groups: int, device: torch.device) -> None:
+    def __init__(
+        self, nodes: Sequence[Any], groups: int, device: torch.device, examples: int = 0
+    ) -> None:
         self.nodes, self.groups = nodes, groups
         count = nodes[-1].start + nodes[-1].count
         double: Any = {"dtype": torch.float64, "device": device}
         self.relevance = torch.zeros(groups, count, **double)
         self.sinks = {name: torch.zeros(groups, count, **double) for name in SINKS}
+        form = (groups, count, examples)
+        self.best = (
+            torch.full(form, -math.inf, **double),
+            torch.full(form, -1, dtype=torch.long, device=device),
+        )
+        self.numbers: Tensor | None = None
         self.edges: list[Tensor | None] = []
         self.columns: list[Tensor] = []
         for each in nodes:
@@ -92,6 +102,29 @@ class Totals:
         self.relevance.index_put_((self.group, unit), o.double(), accumulate=True)
         if lost is not None:
             self.sinks["epsilon"].index_put_((self.group, unit), lost.double(), accumulate=True)
+
+    def compare(self, index: int, values: Tensor) -> None:
+        """Remember the samples for which units of layer `index` have most of `values` [N, out]."""
+        count = self.best[0].shape[2]
+        if not count or self.numbers is None:
+            return
+        nodes = self.nodes[index]
+        span = slice(nodes.start, nodes.start + nodes.count)
+        for group in self.present:
+            chosen = self.group == group
+            numbers = self.numbers[chosen]
+            found = torch.cat([self.best[0][group, span], values[chosen].double().t()], 1)
+            known = torch.cat(
+                [self.best[1][group, span], numbers.expand(nodes.count, len(numbers))], 1
+            )
+            best, places = found.topk(count, 1)
+            self.best[0][group, span] = best
+            self.best[1][group, span] = known.gather(1, places)
+
+    @property
+    def compares(self) -> bool:
+        """Whether samples are compared."""
+        return self.best[0].shape[2] > 0
 
     def by_group(self, values: Tensor) -> Tensor:
         """Return values [N, K] added up by group [G, K]."""
@@ -337,7 +370,8 @@ class Layer:
     ) -> None:
         """Take the credit of the outputs."""
         taken, version = kept
-        z = out.detach().clone() if self.rule is not None else None
+        # A copy, since an activation may overwrite the outputs.
+        z = out.detach().clone() if self.rule is not None or totals.compares else None
         nodes = totals.nodes[self.index]
         axis = self.kind.axis(out.ndim)
 
@@ -347,6 +381,10 @@ class Layer:
                     f"the inputs of layer {nodes.name!r} are overwritten after it took them, so "
                     "that its messages cannot be computed: write `y = f(x)` instead of `f_(x)`."
                 )
+            if totals.compares:
+                assert z is not None
+                earned = (s * z).movedim((self.batch, axis), (0, 1))
+                totals.compare(self.index, earned.reshape(*earned.shape[:2], -1).sum(2))
             whole = len(totals.present) == 1
             for group in totals.present:
                 chosen = None if whole else (totals.group == group).nonzero()[:, 0]
@@ -410,12 +448,19 @@ class Meeting:
         shares = self.shares(args, kwargs, *kept)
 
         def take(credit: Tensor) -> None:
+            if totals.compares:
+                totals.compare(self.index, self._earned(totals, sum(shares), credit))
             for branch, share in enumerate(shares):
                 total = totals.by_group(self.by.total((share * credit).expand(credit.shape)))
                 source = self.pairs[self.by.unit][:, branch]
                 totals.meeting(self.index, self.by.unit, source, total)
 
         _hook(out, take)
+
+    def _earned(self, totals: Totals, value: Any, credit: Tensor) -> Tensor:
+        total = self.by.total((value * credit).expand(credit.shape))
+        earned = total.new_zeros(len(total), totals.nodes[self.index].count)
+        return earned.index_add_(1, self.by.unit, total)
 
 
 def shares_of(name: str, kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
