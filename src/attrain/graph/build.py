@@ -24,11 +24,19 @@ from attrain.credit import LFP
 from attrain.errors import InputError, unknown
 from attrain.graph.graph import AttributionGraph
 from attrain.graph.plan import Plan
-from attrain.graph.record import record
+from attrain.graph.record import Choice, record
 from attrain.graph.steps import SINKS, Epsilon, Totals
 from attrain.graph.trace import trace
 
-METHODS = ("lrp", "gradient")
+METHODS = ("lrp", "gradient", "integrated_gradients")
+"""How messages are computed.
+
+lrp: by the rules of credit (Bach et al. 2015). gradient: input times weight times gradient, the
+same product without secants. integrated_gradients: that of the changes on the straight way from a
+baseline, the conductance of an edge (Sundararajan et al. 2017; Dhamdhere et al. 2019).
+"""
+
+_PATH = {"baselines": 0.0, "n_steps": 32}
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,20 @@ class Prepared:
     model: nn.Module
     plan: Plan
     rules: AbstractContextManager[Any]
+    path: Mapping[str, Any] | None = None
+
+    def add(self, totals: Totals, x: Tensor, choose: Choice, args: tuple[Any, ...] = ()) -> None:
+        """Add the messages of samples x [N, ...] to `totals`."""
+        if self.path is None:
+            record(self.model, self.rules, self.plan, totals, x, choose, args)
+            return
+        base, steps = self.path["baselines"], self.path["n_steps"]
+        base = base.to(x) if isinstance(base, Tensor) else torch.full_like(x, base)
+        totals.path = {}
+        for k in range(steps + 1):
+            at = base + (x - base) * (k / steps)
+            record(self.model, self.rules, self.plan, totals, at, choose, args)
+        totals.path = None
 
 
 def prepare(
@@ -49,9 +71,10 @@ def prepare(
     """
     if method not in METHODS:
         raise unknown("method of graphs", str(method), METHODS)
-    if method != "lrp" and options:
+    path = _path(options, x) if method == "integrated_gradients" else None
+    if method == "gradient" and options:
         raise InputError(f"{method} has no options, got {next(iter(options))}=.")
-    given = options_of("lrp", options)
+    given = options_of("lrp", options if method == "lrp" else {})
     if method != "lrp":
         given["epsilon"] = 0.0
     credit = LFP(model, **given)
@@ -68,7 +91,28 @@ def prepare(
         for func, steps in plan.calls
     ]
     plan.output_owes = 0.0
-    return Prepared(model, plan, nullcontext())
+    return Prepared(model, plan, nullcontext(), path)
+
+
+def _path(options: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
+    for name in options:
+        if name not in _PATH:
+            raise unknown("option of integrated_gradients", name, _PATH)
+    found = {**_PATH, **options}
+    steps, base = found["n_steps"], found["baselines"]
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"n_steps must be an integer >= 1, got {steps!r}.")
+    if not x.is_floating_point():
+        raise InputError(f"x holds {x.dtype}, between which there is no way: use method='lrp'.")
+    if isinstance(base, Tensor):
+        if base.shape not in (x.shape[1:], (1, *x.shape[1:])):
+            raise InputError(
+                f"baselines have the shape {tuple(base.shape)}: give a number or a tensor of shape "
+                f"{tuple(x.shape[1:])}, which all samples share."
+            )
+    elif isinstance(base, bool) or not isinstance(base, (int, float)):
+        raise InputError(f"baselines are a number or a tensor, got {type(base).__name__}.")
+    return found
 
 
 def of_batch(
@@ -102,7 +146,7 @@ def of_batch(
                 return part(checked, start, stop), group
 
             rest = sliced(args, len(x), start, stop)
-            record(model, ready.rules, ready.plan, totals, x[start:stop], choose, rest)
+            ready.add(totals, x[start:stop], choose, rest)
             bar(stop)
     told = _told(target)
     return graph_of(ready.plan, totals, 0, len(x), method=method, target=told)

@@ -20,7 +20,6 @@ from attrain.attribution.targets import Target, scores
 from attrain.errors import InputError, unknown
 from attrain.graph.build import graph_of, prepare
 from attrain.graph.graph import AttributionGraph
-from attrain.graph.record import record
 from attrain.graph.steps import Totals
 
 TARGETS = ("label", "predicted")
@@ -121,7 +120,7 @@ class ClassGraphs(Mapping[str, AttributionGraph]):
                     return chosen, chosen
 
                 totals.numbers = numbers.to(x.device)
-                record(model, ready.rules, ready.plan, totals, plain(x), choose)
+                ready.add(totals, plain(x), choose)
                 done += len(x)
                 told(done)
         return _finished(cls, names, counts, totals, ready.plan, method)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attrain.credit import LFP
 from attrain.errors import InputError, unknown
 
 PRUNED = "pruned"
@@ -76,8 +77,11 @@ class AttributionGraph:
         model, x, target, batch_size, progress, additional_forward_args: as `attrain.attribute`
             takes them. Units are features of linear layers and channels of convolutions; of x
             its values where a linear layer takes it, else its channels or its last axis.
-        method: "lrp", or "gradient": value times gradient, without the rules of credit.
-        options: of lrp: rule, rules, epsilon, batch_norm, opposite_sign, gate.
+        method: "lrp"; "gradient", value times gradient, without the rules of credit; or
+            "integrated_gradients", that on the way from a baseline.
+        options: of lrp: rule, rules, epsilon, batch_norm, opposite_sign, gate; of
+            integrated_gradients: baselines (0, a number or a tensor shaped as a sample) and
+            n_steps (32).
 
         Raises InputError for what does not fit together and for models without a graph (units
         mixed by something else than layers, sums and products), CreditError for functions
@@ -89,6 +93,30 @@ class AttributionGraph:
             model, x, target, method=method, batch_size=batch_size, progress=progress,
             additional_forward_args=additional_forward_args, **options,
         )  # fmt: skip
+
+    @classmethod
+    def from_feedback(
+        cls, model: nn.Module, credit: LFP, x: Tensor, additional_forward_args: Any = None
+    ) -> "AttributionGraph":
+        """Return the graph of the reward that an LFP step has handed back, at no further cost.
+
+        A message is sign(w) times the feedback of its weight (arXiv:2308.12053, equation 4), so
+        the graph is that of whatever the objective rewarded, summed as its reduction says. What
+        biases do not take of the relevance (epsilon, normalisations) is in the sink "rest".
+
+        Parameters
+        ----------
+        model: after `loss.backward()`, before the optimizer's step and zero_grad().
+        credit: the context of the step, whose scale the feedback has.
+        x: any input of the model [N, ...], from which the graph's layers are read.
+        additional_forward_args: what the model takes after x.
+
+        Raises InputError for parameters without feedback, and for models whose feedback does not
+        have it all: a sum of branches (a skip), a product, a layer that runs twice.
+        """
+        from attrain.graph.feedback import of_feedback  # which makes graphs
+
+        return of_feedback(model, credit, x, additional_forward_args)
 
     def __repr__(self) -> str:
         nodes = sum(int(self.kept(name).sum()) for name in self.layers)

@@ -340,6 +340,7 @@ class Reading:
                 rule=None if plain else rule,
                 epsilon=context.epsilon if rule.epsilon is None else rule.epsilon,
                 owed=context.epsilon,
+                groups=taken.named.get("groups", 1),
             )
         ]
 
@@ -378,6 +379,7 @@ class Reading:
                 pairs=pairs,
                 wheres=wheres,
                 shares=steps.shares_of(name, kind),
+                product=kind == "product",
                 overwritten=self.in_place,
             )
         ]

@@ -64,7 +64,8 @@ class Totals:
 
     relevance: [G, units]; edges: by layer [G, out, in], in over the units of its sources; sinks:
     by name [G, units]. Everything is in double precision. best: the largest relevances [G, units,
-    examples], and the samples, by their `numbers` [N], that have them.
+    examples], and the samples, by their `numbers` [N], that have them. path: where samples go on
+    a way from a baseline, what each call had at the place before.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Totals:
             torch.full(form, -1, dtype=torch.long, device=device),
         )
         self.numbers: Tensor | None = None
+        self.path: dict[int, tuple[Tensor, ...]] | None = None
         self.edges: list[Tensor | None] = []
         self.columns: list[Tensor] = []
         for each in nodes:
@@ -97,8 +99,20 @@ class Totals:
         self.group = group
         self.present: list[int] = torch.unique(group).tolist()
 
+    def passed(self, call: object, *values: Tensor) -> tuple[Tensor, ...] | None:
+        """Return what a call had at the place before, None at the first; remember `values`."""
+        assert self.path is not None
+        before = self.path.get(id(call))
+        self.path[id(call)] = tuple(each.clone() for each in values)
+        return before
+
     def explained(self, unit: Tensor, o: Tensor, lost: Tensor | None) -> None:
         """Give the explained outputs o [N] to their units [N], and what epsilon took of them."""
+        if self.path is not None:
+            before = self.passed(self.path, o)
+            if before is None:
+                return
+            o = o - before[0]
         self.relevance.index_put_((self.group, unit), o.double(), accumulate=True)
         if lost is not None:
             self.sinks["epsilon"].index_put_((self.group, unit), lost.double(), accumulate=True)
@@ -256,6 +270,9 @@ class Shift:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             offset = self.offset(kept, kwargs, out.detach())
 
+        if totals.path is not None:
+            return  # what is added stays as it is on the way
+
         def take(credit: Tensor) -> None:
             totals.sink(self.kind, self.by.unit, totals.by_group(self.by.total(offset * credit)))
 
@@ -359,6 +376,7 @@ class Layer:
     rule: Decomposition | None
     epsilon: float
     owed: float
+    groups: int = 1
 
     def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Keep what the layer takes."""
@@ -381,6 +399,12 @@ class Layer:
                     f"the inputs of layer {nodes.name!r} are overwritten after it took them, so "
                     "that its messages cannot be computed: write `y = f(x)` instead of `f_(x)`."
                 )
+            a = taken.a
+            if totals.path is not None:
+                before = totals.passed(self, a, s)
+                if before is None:
+                    return
+                a, s = a - before[0], (s + before[1]) / 2
             if totals.compares:
                 assert z is not None
                 earned = (s * z).movedim((self.batch, axis), (0, 1))
@@ -388,14 +412,14 @@ class Layer:
             whole = len(totals.present) == 1
             for group in totals.present:
                 chosen = None if whole else (totals.group == group).nonzero()[:, 0]
-                a, credit, value = (
+                some, credit, value = (
                     each
                     if each is None or chosen is None
                     else each.index_select(self.batch, chosen)
-                    for each in (taken.a, s, z)
+                    for each in (a, s, z)
                 )
-                assert a is not None and credit is not None
-                self._add(totals, group, taken._replace(a=a), credit, value, axis)
+                assert some is not None and credit is not None
+                self._add(totals, group, taken._replace(a=some), credit, value, axis)
 
         _hook(out, take)
 
@@ -407,7 +431,7 @@ class Layer:
         others = [other for other in range(s.ndim) if other != axis]
         if self.rule is None:
             found = messages(self.kind, taken, s)
-            if taken.b is not None:
+            if taken.b is not None and totals.path is None:
                 totals.sinks["bias"][group, unit] += (s.sum(others) * taken.b).double()
         else:
             assert z is not None
@@ -434,6 +458,7 @@ class Meeting:
     pairs: Tensor
     wheres: tuple[Where, ...]
     shares: Callable[..., tuple[Tensor, Tensor]]
+    product: bool = False
     overwritten: bool = False
 
     def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -445,9 +470,15 @@ class Meeting:
         self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
     ) -> None:
         """Take the credit of the result."""
-        shares = self.shares(args, kwargs, *kept)
 
         def take(credit: Tensor) -> None:
+            shares = self.shares(args, kwargs, *kept)
+            if totals.path is not None:
+                before = totals.passed(self, *kept, credit)
+                if before is None:
+                    return
+                credit = (credit + before[2]) / 2
+                shares = self._changes(args, kwargs, kept, before)
             if totals.compares:
                 totals.compare(self.index, self._earned(totals, sum(shares), credit))
             for branch, share in enumerate(shares):
@@ -456,6 +487,15 @@ class Meeting:
                 totals.meeting(self.index, self.by.unit, source, total)
 
         _hook(out, take)
+
+    def _changes(
+        self, args: Any, kwargs: Any, kept: Sequence[Tensor], before: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what changes of both contribute to the change of the result."""
+        a, b = (now - then for now, then in zip(kept, before, strict=False))
+        if self.product:
+            return a * (kept[1] + before[1]) / 2, b * (kept[0] + before[0]) / 2
+        return self.shares(args, kwargs, a, b)
 
     def _earned(self, totals: Totals, value: Any, credit: Tensor) -> Tensor:
         total = self.by.total((value * credit).expand(credit.shape))
