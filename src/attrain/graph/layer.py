@@ -21,7 +21,15 @@ _TRANSPOSED: dict[Any, tuple[int, Callable[..., Tensor]]] = {
     torch.conv_transpose2d: (2, grad.conv2d_weight),
     torch.conv_transpose3d: (3, grad.conv3d_weight),
 }
-_PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm, torch.Tensor.__matmul__)
+_ADDED = (torch.addmm, torch.Tensor.addmm)
+_PRODUCTS = (
+    *_ADDED,
+    torch.matmul,
+    torch.Tensor.matmul,
+    torch.mm,
+    torch.Tensor.mm,
+    torch.Tensor.__matmul__,
+)
 
 
 class Taken(NamedTuple):
@@ -51,12 +59,25 @@ class Kind:
         """Whether units are channels, each with many places."""
         return self.of_weight is not None
 
+    @property
+    def takes(self) -> tuple[int | str, ...]:
+        """The places that the inputs may have among the arguments."""
+        return (1, "mat1") if self.func in _ADDED else (0, "input")
+
     def axis(self, ndim: int) -> int:
         """Return the axis of the units in a tensor of so many axes."""
         return ndim - 1 - self.axes
 
+    def weight(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Return the weight of a call, as it stands there."""
+        place = 2 if self.func in _ADDED else 1
+        return args[place] if len(args) > place else kwargs.get("weight")
+
     def taken(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Taken:
         """Return what a call took."""
+        if self.func in _ADDED:
+            b, a, w = (each.detach() for each in args)
+            return Taken(a, w, b, {})
         if self.func in _PRODUCTS:
             return Taken(args[0].detach(), args[1].detach(), None, {})
         names = ["input", "weight", "bias"]
@@ -83,7 +104,7 @@ class Kind:
         return w.shape[1] * groups, w.shape[0]
 
 
-def kind_of(func: Any, args: Sequence[Any]) -> Kind | None:
+def kind_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Kind | None:
     """Return the kind of layer that a call is, None where it is another product."""
     if func is F.linear:
         return Kind("linear", func)
@@ -93,6 +114,9 @@ def kind_of(func: Any, args: Sequence[Any]) -> Kind | None:
     if func in _TRANSPOSED:
         axes, made = _TRANSPOSED[func]
         return Kind("convolution", func, axes, made, transposed=True)
+    if func in _ADDED:
+        plain = len(args) == 3 and not kwargs and args[0].ndim < 2
+        return Kind("linear", func) if plain else None
     if func in _PRODUCTS and isinstance(args[1], Tensor) and args[1].ndim == 2:
         return Kind("linear", func)
     return None
@@ -164,9 +188,9 @@ def messages_of(
     options = taken.named
 
     def apply(x: Tensor, y: Tensor) -> Tensor:
-        out: Tensor = (
-            kind.func(x, y) if kind.func in _PRODUCTS else kind.func(x, y, None, **options)
-        )
+        if kind.func in _PRODUCTS:
+            return torch.matmul(x, y)
+        out: Tensor = kind.func(x, y, None, **options)
         return out
 
     found = decompose(

@@ -298,9 +298,9 @@ class Reading:
 
     def _layer(self, out: Tensor) -> list[steps.Step]:
         """Make nodes of a layer's outputs."""
-        kind = layers.kind_of(self.func, self.args)
+        kind = layers.kind_of(self.func, self.args, self.kwargs)
         where, each, tensor = self.before[0]
-        if kind is None or len(self.before) > 1 or where not in (0, "input"):
+        if kind is None or len(self.before) > 1 or where not in kind.takes:
             self._mix(out, self._told())
             return []
         if each.mixed:
@@ -308,14 +308,14 @@ class Reading:
             return []
         taken = kind.taken(self.args, self.kwargs)
         columns = units.along(each, kind.axis(tensor.ndim))
-        batch = units.batch_axis(each)
-        if columns is None or batch is None or bool((columns == NOBODY).any()):
+        samples = units.samples_of(each)
+        if columns is None or samples is None or bool((columns == NOBODY).any()):
             self._mix(out, f"{self._told()}, whose weight does not tell its units apart")
             return []
         _, made = kind.sizes(taken.w, taken.named)
         plan, context = self.context.plan, self.context
         sources = plan.feeding(columns)
-        weight = self.kwargs.get("weight", self.args[1] if len(self.args) > 1 else None)
+        weight = kind.weight(self.args, self.kwargs)
         nodes = plan.add(context.named(weight, kind.name), kind.name, made, sources)
         axis = kind.axis(out.ndim)
         form = [1] * out.ndim
@@ -323,7 +323,7 @@ class Reading:
         unit = torch.arange(nodes.start, nodes.start + made, device=out.device).reshape(form)
         sample = each.sample.select(kind.axis(tensor.ndim), 0).unsqueeze(kind.axis(tensor.ndim))
         for place_ in range(out.ndim):  # the places of the inputs are others than the outputs'
-            if place_ != batch:
+            if place_ != samples.axis:
                 sample = sample.narrow(place_, 0, 1)
         units.put(out, Units(unit.expand(out.shape), sample.expand(out.shape)))
         rule = self._rule(weight)
@@ -336,7 +336,7 @@ class Reading:
                 index=len(plan.nodes) - 1,
                 kind=kind,
                 columns=columns,
-                batch=batch,
+                samples=samples,
                 rule=None if plain else rule,
                 epsilon=context.epsilon if rule.epsilon is None else rule.epsilon,
                 owed=context.epsilon,

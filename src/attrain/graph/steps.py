@@ -15,7 +15,7 @@ from torch import Tensor
 from attrain.errors import CreditError
 from attrain.graph import units
 from attrain.graph.layer import Kind, messages, messages_of
-from attrain.graph.units import Sums
+from attrain.graph.units import Samples, Sums
 from attrain.rules import norm
 from attrain.rules.decomposition import Decomposition, stabilised
 
@@ -140,6 +140,10 @@ class Totals:
         """Whether samples are compared."""
         return self.best[0].shape[2] > 0
 
+    def summed(self, by: Sums, values: Tensor) -> Tensor:
+        """Return values of a tensor added up by unit and group [G, K]."""
+        return self.by_group(by.total(values, len(self.group)))
+
     def by_group(self, values: Tensor) -> Tensor:
         """Return values [N, K] added up by group [G, K]."""
         out = torch.zeros(self.groups, values.shape[1], dtype=torch.float64, device=values.device)
@@ -212,7 +216,7 @@ class Epsilon:
 
         def take(credit: Tensor) -> None:
             lost = torch.where(value < 0, -credit, credit)
-            total = totals.by_group(self.by.total(lost)) * self.epsilon
+            total = totals.summed(self.by, lost) * self.epsilon
             totals.sink("epsilon", self.by.unit, total)
 
         _hook(z, take)
@@ -241,7 +245,7 @@ class Deferred:
 
         def take(credit: Tensor) -> None:
             lost = torch.where(negative, credit, -credit)
-            total = totals.by_group(self.by.total(lost)) * self.epsilon
+            total = totals.summed(self.by, lost) * self.epsilon
             totals.sink("epsilon", self.by.unit, total)
 
         _hook(made, take)
@@ -274,7 +278,7 @@ class Shift:
             return  # what is added stays as it is on the way
 
         def take(credit: Tensor) -> None:
-            totals.sink(self.kind, self.by.unit, totals.by_group(self.by.total(offset * credit)))
+            totals.sink(self.kind, self.by.unit, totals.summed(self.by, offset * credit))
 
         _hook(out, take)
 
@@ -372,7 +376,7 @@ class Layer:
     index: int
     kind: Kind
     columns: Tensor
-    batch: int
+    samples: Samples
     rule: Decomposition | None
     epsilon: float
     owed: float
@@ -407,15 +411,16 @@ class Layer:
                 a, s = a - before[0], (s + before[1]) / 2
             if totals.compares:
                 assert z is not None
-                earned = (s * z).movedim((self.batch, axis), (0, 1))
-                totals.compare(self.index, earned.reshape(*earned.shape[:2], -1).sum(2))
+                earned = self.samples.split((s * z).movedim(axis, -1), len(totals.group))
+                totals.compare(self.index, earned.flatten(1, -2).sum(1))
             whole = len(totals.present) == 1
+            spread = self.samples.spread(totals.group)
             for group in totals.present:
-                chosen = None if whole else (totals.group == group).nonzero()[:, 0]
+                chosen = None if whole else (spread == group).nonzero()[:, 0]
                 some, credit, value = (
                     each
                     if each is None or chosen is None
-                    else each.index_select(self.batch, chosen)
+                    else each.index_select(self.samples.axis, chosen)
                     for each in (a, s, z)
                 )
                 assert some is not None and credit is not None
@@ -482,7 +487,7 @@ class Meeting:
             if totals.compares:
                 totals.compare(self.index, self._earned(totals, sum(shares), credit))
             for branch, share in enumerate(shares):
-                total = totals.by_group(self.by.total((share * credit).expand(credit.shape)))
+                total = totals.summed(self.by, (share * credit).expand(credit.shape))
                 source = self.pairs[self.by.unit][:, branch]
                 totals.meeting(self.index, self.by.unit, source, total)
 
@@ -498,7 +503,7 @@ class Meeting:
         return self.shares(args, kwargs, a, b)
 
     def _earned(self, totals: Totals, value: Any, credit: Tensor) -> Tensor:
-        total = self.by.total((value * credit).expand(credit.shape))
+        total = self.by.total((value * credit).expand(credit.shape), len(totals.group))
         earned = total.new_zeros(len(total), totals.nodes[self.index].count)
         return earned.index_add_(1, self.by.unit, total)
 

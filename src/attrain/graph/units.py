@@ -61,27 +61,67 @@ def constant_axes(numbers: Tensor) -> tuple[int, ...]:
     )
 
 
-def batch_axis(units: Units) -> int | None:
-    """Return the axis that counts the samples, None where there is no such one."""
-    varying = [axis for axis in range(units.sample.ndim)
-               if axis not in constant_axes(units.sample)]  # fmt: skip
-    return varying[0] if len(varying) == 1 else None
+@dataclass(frozen=True)
+class Samples:
+    """Which axis of a tensor counts the samples, alone or with something else.
+
+    outer: a place of the axis is a sample and then `inner` others; else the others come first.
+    """
+
+    axis: int
+    inner: int = 1
+    outer: bool = True
+
+    def split(self, values: Tensor, samples: int) -> Tensor:
+        """Return values as [N, others, ...], without the others where there are none."""
+        values = values.movedim(self.axis, 0)
+        if self.inner == 1:
+            return values
+        if self.outer:
+            return values.reshape(samples, self.inner, *values.shape[1:])
+        return values.reshape(self.inner, samples, *values.shape[1:]).movedim(1, 0)
+
+    def spread(self, numbers: Tensor) -> Tensor:
+        """Return what belongs to each sample [N] along the axis."""
+        if self.inner == 1:
+            return numbers
+        return numbers.repeat_interleave(self.inner) if self.outer else numbers.repeat(self.inner)
+
+
+def samples_of(units: Units) -> Samples | None:
+    """Return where the samples stand in a tensor of a run on two, None where no axis has them."""
+    numbers = units.sample
+    constant = constant_axes(numbers)
+    varying = [axis for axis in range(numbers.ndim) if axis not in constant]
+    if len(varying) != 1:
+        return None
+    axis = varying[0]
+    for other in reversed(range(numbers.ndim)):
+        if other != axis:
+            numbers = numbers.select(other, 0)
+    inner = len(numbers) // 2
+    two = torch.arange(2, device=numbers.device)
+    for outer in (True, False):
+        found = Samples(axis, inner, outer)
+        if len(numbers) == 2 * inner and torch.equal(found.spread(two), numbers):
+            return found
+    return None
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Adds up values [.., N, ..] by sample and unit: `total` is [N, K], of the units `unit` [K].
+    """Adds up values by sample and unit: `total` is [N, K], of the units `unit` [K].
 
-    batch: the axis of the samples; axes: those that are summed over.
+    axes: those that are summed over, after the samples have come first.
     """
 
-    batch: int
+    samples: Samples
     axes: tuple[int, ...]
     unit: Tensor
 
-    def total(self, values: Tensor) -> Tensor:
+    def total(self, values: Tensor, samples: int) -> Tensor:
         """Return the sums [N, K] of values shaped as the tensor that this was made for."""
-        values = values.movedim(self.batch, 0)
+        values = self.samples.split(values, samples)
         if self.axes:
             values = values.sum(self.axes)
         return values.reshape(len(values), -1)
@@ -89,14 +129,14 @@ class Sums:
 
 def sums(units: Units) -> Sums | None:
     """Return how values of these units are added up, None where samples have no axis."""
-    batch = batch_axis(units)
-    if batch is None:
+    samples = samples_of(units)
+    if samples is None:
         return None
-    first = units.unit.movedim(batch, 0)[0]
+    first = samples.split(units.unit, 2)[0]
     constant = constant_axes(first)
     for axis in reversed(constant):
         first = first.select(axis, 0)
-    return Sums(batch, tuple(axis + 1 for axis in constant), first.flatten())
+    return Sums(samples, tuple(axis + 1 for axis in constant), first.flatten())
 
 
 def along(units: Units, axis: int) -> Tensor | None:
