@@ -1,0 +1,150 @@
+"""An attribution graph as compact JSON that is safe inside a page, and which of it is kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attrain.report import raster
+from attrain.report.graph_input import Array, ClassGraph, Edges, Example
+
+MOST_EDGES = 20_000
+"""Edges of one graph that go into a page; the largest stay."""
+
+MOST_EDGES_OF_A_PAGE = 400_000
+"""Edges of all graphs of a page together, about 8 MB."""
+
+Places = npt.NDArray[np.intp]
+
+
+def strongest(edges: Sequence[Edges], most: int) -> list[tuple[Places, Places, Array]]:
+    """Return, for each pair of layers, the (target, source, message) of the edges to keep.
+
+    An edge is as strong as its share of |message| between its two layers, so that layers which
+    lost relevance on the way keep edges as well. The strongest come first.
+    """
+    found, shares = [], []
+    for _, _, messages in edges:
+        target, source = np.nonzero(messages)
+        values = np.asarray(messages, dtype=float)[target, source]
+        order = np.argsort(-np.abs(values), kind="stable")
+        found.append((target[order], source[order], values[order]))
+        shares.append(np.abs(values[order]) / (np.abs(values).sum() or 1.0))
+    total = sum(map(len, shares))
+    if total <= most:
+        return found
+    group = np.repeat(np.arange(len(shares)), list(map(len, shares)))
+    kept = np.argsort(-np.concatenate(shares), kind="stable")[:most]
+    counts = np.bincount(group[kept], minlength=len(shares))
+    return [
+        (target[:count], source[:count], values[:count])
+        for (target, source, values), count in zip(found, counts, strict=True)
+    ]
+
+
+def kept_nodes(relevance: Array, share: float) -> Places:
+    """Return the smallest set of units that holds `share` of |relevance|, the largest first."""
+    sizes = np.abs(np.asarray(relevance, dtype=float))
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] > 0]
+    return order[: smallest(sizes[order], share)]
+
+
+def smallest(sizes: Array, share: float) -> int:
+    """Return how many of the descending `sizes` it takes to reach `share` of their sum."""
+    reached = np.cumsum(sizes)
+    if not len(reached):
+        return 0
+    # A share of 1 must not fall short or go on by a rounding error.
+    enough = reached >= share * reached[-1] * (1 - 1e-9)
+    return int(np.argmax(enough)) + 1
+
+
+def graph_json(graph: ClassGraph, most: int = MOST_EDGES) -> str:
+    """Return a graph as JSON, numbers to four significant digits, at most `most` edges."""
+    groups = []
+    for (source, target, messages), (to, from_, values) in zip(
+        graph.edges, strongest(graph.edges, most), strict=True
+    ):
+        sizes = np.abs(messages)
+        groups.append(
+            f'{{"source":{source},"target":{target},"count":{np.count_nonzero(sizes)},'
+            f'"total":{sizes.sum():.4g},"from":{_integers(from_)},"to":{_integers(to)},'
+            f'"message":{_numbers(values)}}}'
+        )
+    layers = []
+    for k, layer in enumerate(graph.layers):
+        fields: dict[str, Any] = {"name": layer.name, "kind": layer.kind}
+        sinks = ",".join(f"{_text(name)}:{value:.4g}" for name, value in layer.sinks.items())
+        parts = [_text(fields)[:-1], f'"sinks":{{{sinks}}}']
+        parts.append(f'"relevance":{_numbers(graph.relevance[k])}')
+        if layer.labels is not None:
+            parts.append(f'"labels":{_text([str(label) for label in layer.labels])}')
+        ablation = graph.ablation[k] if graph.ablation is not None else None
+        if ablation is not None:
+            parts.append(f'"ablation":{_numbers(ablation)}')
+        random = graph.random_ablation[k] if graph.random_ablation is not None else None
+        if random is not None:
+            parts.append(f'"random":{_numbers(np.array([random]))[1:-1]}')
+        layers.append(",".join(parts) + "}")
+    about: dict[str, Any] = {"name": graph.name, "samples": graph.samples}
+    about["examples"] = _examples(graph.examples)
+    if graph.validation is not None:
+        found = graph.validation
+        about["validation"] = {
+            "share": round(found.share, 4),
+            "drop": _short(found.drop),
+            "random": _short(found.random),
+            "spread": _short(found.spread),
+            "seeds": found.seeds,
+        }
+    return (
+        f'{_text(about)[:-1]},"output":{graph.output:.4g},'
+        f'"layers":[{",".join(layers)}],"edges":[{",".join(groups)}]}}'
+    )
+
+
+def examples_json(examples: Sequence[Example]) -> str:
+    """Return the examples as JSON: a caption, and a data address where there is a picture."""
+    return _text(
+        [
+            {"caption": example.caption, "image": _address(example.image)}
+            if example.image is not None
+            else {"caption": example.caption}
+            for example in examples
+        ]
+    )
+
+
+def safe_json(value: Any) -> str:
+    """Return JSON that can stand between script tags, whatever its texts hold."""
+    return _text(value)
+
+
+def _address(image: Array | str) -> str:
+    return image if isinstance(image, str) else raster.photograph(np.asarray(image, dtype=float))
+
+
+def _examples(examples: Mapping[tuple[str, int], Sequence[int]]) -> Mapping[str, list[int]]:
+    return {f"{name}:{unit}": list(map(int, places)) for (name, unit), places in examples.items()}
+
+
+def _text(value: Any) -> str:
+    # Neither the end of a script nor a comment nor an entity can be written without these.
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _integers(values: Places) -> str:
+    return f"[{','.join(map(str, values.tolist()))}]"
+
+
+def _numbers(values: Array) -> str:
+    numbers = (f"{value:.4g}" for value in np.asarray(values, dtype=float).tolist())
+    return f"[{','.join('null' if number == 'nan' else number for number in numbers)}]"
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
