@@ -56,10 +56,12 @@ def graph(
     labels: bool = True,
     measured: bool = True,
     negative: float = 0.3,
+    even: float = 6.0,
 ) -> ClassGraph:
     """Hand a relevance down at random: what arrives at a unit is what it hands on, but for leaks.
 
-    sparse: the larger, the fewer units and edges hold most of it.
+    sparse: the larger, the fewer units and edges hold most of it. even: the larger, the more alike
+    are the shares of the layers that lead into one.
     """
     rng = np.random.default_rng(seed)
     links = chain(shape) if links is None else links
@@ -69,7 +71,7 @@ def graph(
     edges = []
     for k in range(len(shape) - 1, 0, -1):
         into = [(source, kind) for source, there, kind in links if there == k]
-        shares = rng.dirichlet(np.full(len(into), 6.0)) if into else []
+        shares = rng.dirichlet(np.full(len(into), even)) if into else []
         leak = 0.0 if shape[k][1] == "sum" else rng.uniform(0.01, 0.12)
         if leak:
             total = float(relevance[k].sum())
@@ -139,7 +141,7 @@ def transformer(seed: int, blocks: int = 4, heads: int = 8, **options) -> ClassG
     shape.append(("logits", "output", 2))
     for target in range(1, len(shape)):
         links += [(source, target, "dense") for source in range(target)]
-    return graph(seed, shape, links, target=1, **options)
+    return graph(seed, shape, links, target=1, even=0.5, **options)
 
 
 def cnn_page(classes: int = 10, panels: Sequence[str] = ("SGD", "LFP"), **options) -> GraphPage:

@@ -50,6 +50,10 @@ function finish(graph) {
     share: new Float64Array(total),
     group: new Uint16Array(total),
   };
+  // An edge's share is of all that leads into its layer, be it from one layer or from several.
+  const into = layers.map(({ place }) =>
+    groups.reduce((sum, group) => sum + (group.target === place ? group.total : 0), 0) || 1,
+  );
   let edge = 0;
   groups.forEach((group, place) => {
     group.start = edge;
@@ -57,7 +61,7 @@ function finish(graph) {
       edges.source[edge] = layers[group.source].start + group.from[k];
       edges.target[edge] = layers[group.target].start + group.to[k];
       edges.message[edge] = group.message[k];
-      edges.share[edge] = Math.abs(group.message[k]) / (group.total || 1);
+      edges.share[edge] = Math.abs(group.message[k]) / into[group.target];
       edges.group[edge] = place;
     }
   });
@@ -68,6 +72,7 @@ function finish(graph) {
     ...graph,
     layerOf,
     edges,
+    into,
     incoming: gathered(order, edges.target, relevance.length),
     outgoing: gathered(order, edges.source, relevance.length),
   };
@@ -124,15 +129,13 @@ export const comparable = (a, b) =>
   a.layers.length === b.layers.length &&
   a.layers.every((layer, k) => layer.name === b.layers[k].name && layer.units === b.layers[k].units);
 
-/** The graph of b minus that of a, each as shares of |R| of a layer, of |message| of two layers. */
+/** The graph of b minus that of a, each as shares of |R| in a layer, of |message| into a layer. */
 export function difference(a, b, name) {
-  const layers = b.layers.map((layer, k) => ({
+  const layers = b.layers.map((layer) => ({
     ...layer,
     sinks: {},
     ablation: undefined,
     random: undefined,
-    before: a.layers[k],
-    after: layer,
   }));
   const relevance = b.relevance.map((value, node) => {
     const place = b.layerOf[node];
@@ -147,7 +150,7 @@ export function difference(a, b, name) {
       const units = graph.layers[group.source].units;
       group.message.forEach((message, k) => {
         const pair = group.to[k] * units + group.from[k];
-        sums.set(pair, (sums.get(pair) ?? 0) + (sign * message) / (group.total || 1));
+        sums.set(pair, (sums.get(pair) ?? 0) + (sign * message) / graph.into[group.target]);
       });
     }
   }
@@ -167,5 +170,5 @@ export function difference(a, b, name) {
       total: message.reduce((sum, value) => sum + Math.abs(value), 0),
     };
   });
-  return finish({ name: b.name, title: name, differs: true, examples: b.examples, layers, relevance, groups });
+  return finish({ name: b.name, title: name, differs: true, parts: [a, b], examples: b.examples, layers, relevance, groups });
 }

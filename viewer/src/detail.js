@@ -54,10 +54,7 @@ function about(part, { graph, node }) {
   fact("rank", `${count(rank)} of ${count(layer.units)}`);
   const effect = layer.ablation?.[unit];
   if (effect !== undefined && effect !== null) {
-    const random = layer.random ?? null;
-    const beside = random === null ? "" : `; a random unit here: ${signed(random)}`;
-    fact("ablating it", `output ${signed(effect)}${beside}`);
-    if (random !== null) ablation(part, effect, random);
+    ablation(part, effect, layer.random);
   }
   const sinks = Object.entries(layer.sinks);
   if (sinks.length) {
@@ -71,9 +68,11 @@ const signed = (value) => (value > 0 ? "+" : "") + short(value);
 
 /** The measured effect of a node above that of a random one, on one scale. */
 function ablation(part, effect, random) {
-  const most = Math.max(Math.abs(effect), Math.abs(random)) || 1;
-  const list = part.append("ul").attr("class", "bars ablation").attr("aria-hidden", "true");
-  for (const [name, value, kind] of [["this node", effect, "this"], ["random", random, "random"]]) {
+  const most = Math.max(Math.abs(effect), Math.abs(random ?? 0)) || 1;
+  part.append("h4").text("Ablating changes the output by");
+  const list = part.append("ul").attr("class", "bars");
+  for (const [name, value, kind] of [["this node", effect, "this"], ["a random one", random, "random"]]) {
+    if (value === undefined) continue;
     const item = list.append("li");
     item.append("span").attr("class", "name").text(name);
     item.append("span").attr("class", "value").text(signed(value));
@@ -127,13 +126,13 @@ function bars(part, { graph, node, drawnNodes }, way, link) {
 function overview(box, shown) {
   box.append("h2").attr("id", "detail-title").text("This class");
   box.append("p").attr("class", "note").text("Choose a node to see its edges, its examples and what ablating it does.");
-  for (const { name, graph } of shown) {
+  for (const { name, graph, accuracy, leftOut } of shown) {
     if (!graph) continue;
     const part = box.append("section");
     if (shown.length > 1 || graph.differs) part.append("h3").text(name);
     if (graph.differs) {
       part.append("p").text(
-        "Red: more of the layer's |R| in the second model; blue: less. Units are matched by number, which means something only where both models grew from the same initial weights.",
+        "How much more of |R| in its layer a node holds in one model than in the other, of all nodes that one of them keeps. Units are matched by number, which means something only where both models grew from the same initial weights.",
       );
       continue;
     }
@@ -144,8 +143,9 @@ function overview(box, shown) {
     };
     fact("samples", count(graph.samples));
     fact("mean output", short(graph.output));
-    if (graph.accuracy !== undefined) fact("accuracy", percent(graph.accuracy));
-    if (graph.validation) fact("ablation", validation(graph));
+    if (accuracy !== undefined) fact("accuracy", percent(accuracy));
+    if (graph.validation) part.append("p").attr("class", "note").text(validation(graph));
+    if (leftOut) part.append("p").attr("class", "note").text(leftOut);
     leaks(part, graph);
   }
 }
@@ -155,7 +155,7 @@ export function validation(graph) {
   const output = Math.abs(graph.output);
   const fall = (value) => (output ? percent(-value / output) : short(-value));
   const size = output ? percent(spread / output) : short(spread);
-  return `without the nodes that hold ${percent(share)} of |R|: output ${fall(drop)}; as many random nodes: ${fall(random)} \u00b1 ${size} (${plural(seeds, "seed")})`;
+  return `Without the nodes that hold ${percent(share)} of |R| the output changes by ${fall(drop)}, without as many random nodes by ${fall(random)} \u00b1 ${size} (${plural(seeds, "seed")}).`;
 }
 
 /** What leaves the graph on the way from the output to the inputs. */

@@ -8,12 +8,11 @@ const TIERS = [
   { size: 38, pitch: 50, below: 15 },
   { size: 30, pitch: 40, below: 15 },
   { size: 24, pitch: 31, below: 14 },
-  { size: 18, pitch: 24, below: 14 },
+  { size: 18, pitch: 23, below: 14 },
   { size: 12, pitch: 16, below: 0 },
   { size: 8, pitch: 11, below: 0 },
 ];
 const WIDEST = 96;
-const LANE = 13;
 const SIDE = 14;
 const LABEL = 88;
 
@@ -50,20 +49,28 @@ export function stacked(heights, room, least) {
 }
 
 /** Lanes at the side for edges that skip layers, so that they do not run through nodes. */
-export function lanes(graph) {
-  const ends = [];
+export function lanes(graph, drawn) {
+  const used = [];
   const lane = new Map();
-  graph.groups.forEach((group, place) => {
-    if (group.target - group.source < 2) return;
-    let free = ends.findIndex((end) => end <= group.source);
-    if (free < 0) free = ends.length;
-    ends[free] = group.target;
+  const span = (place) => graph.groups[place].target - graph.groups[place].source;
+  const places = [...new Set(drawn.map((edge) => graph.edges.group[edge]))].filter((place) => span(place) > 1);
+  // The shortest are the innermost, so that they need not cross the others.
+  places.sort((a, b) => span(a) - span(b) || a - b);
+  for (const place of places) {
+    const { source, target } = graph.groups[place];
+    let free = used.findIndex((taken) => taken.every(([low, high]) => high <= source || low >= target));
+    if (free < 0) free = used.push([]) - 1;
+    used[free].push([source, target]);
     lane.set(place, free);
-  });
-  return { lane, count: ends.length };
+  }
+  return { lane, count: used.length };
 }
 
-export const laneRoom = (count) => (count ? Math.min(count, 4) * LANE + 10 : 0);
+// Where everything is linked to everything, lanes are many and narrow, and come round again.
+const MOST_LANES = 10;
+const apart = (count) => (count > 4 ? 6 : 12);
+
+export const laneRoom = (count) => (count ? Math.min(count, MOST_LANES) * apart(count) + 10 : 0);
 
 /** The place of every shown node: its middle, its size, and where edges and its label meet it. */
 export function placed(graph, shapes, stack, box) {
@@ -86,6 +93,6 @@ export function placed(graph, shapes, stack, box) {
   return nodes;
 }
 
-export const laneAt = (box, lane) => box.right + SIDE + (lane % 4) * LANE;
+export const laneAt = (box, lane, count) => box.right + SIDE + (lane % MOST_LANES) * apart(count);
 
 export const labelRoom = (pitch) => Math.min(LABEL, pitch) - 4;

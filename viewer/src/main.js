@@ -25,6 +25,8 @@ const told = {
 const panels = [...document.querySelectorAll(".panel")].map((root, k) => new Panel(root, k, told));
 const differences = new Map();
 const orders = new Map();
+const DEEP = 9;
+const ZOOMS = { "+": 1.5, "=": 1.5, "-": 1 / 1.5, 0: 0 };
 let classes = [];
 let last = "";
 
@@ -109,33 +111,39 @@ function prune(shown) {
 function scenes(pruned) {
   const room = panels[0].room;
   const gutter = Math.ceil(Math.min(
-    Math.max(64, ...pruned.flatMap(({ graph }) => graph.layers.map(({ name }) => widthOf(name, 12, 600) + 14))),
-    Math.max(84, 0.22 * room), 170,
+    Math.max(74, ...pruned.flatMap(({ graph }) => graph.layers.map(({ name }) => widthOf(name, 12, 600) + 14))),
+    Math.max(84, 0.26 * room), 170,
   ));
-  const view = Math.max(380, window.innerHeight - at("controls").offsetHeight - 96);
-  const laid = pruned.map((one) => ({ ...one, lanes: lanes(one.graph) }));
+  const stage = panels[pruned[0].place].root.select(".stage").node();
+  const view = Math.max(420, window.innerHeight - stage.getBoundingClientRect().top - scrollY - 12);
+  const laid = pruned.map((one) => ({ ...one, lanes: lanes(one.graph, one.drawn) }));
   const side = Math.max(...laid.map((one) => laneRoom(one.lanes.count)));
-  const box = { width: room, gutter, left: gutter + 6, right: room - 16 - side, top: 14 };
+  const box = { width: room, gutter, left: gutter + 4, right: room - 8 - side, top: 8 };
   const shaped = (tight) => laid.map((one) => shapes(one.graph, one.kept, box.right - box.left, tight));
   const alike = laid.length < 2 || comparable(laid[0].graph, laid[1].graph);
   const stack = (all, least) => {
     const own = all.map((shapes) => shapes.map(({ height }) => height));
     const common = own[0].map((_, k) => Math.max(...own.map((heights) => heights[k])));
-    return own.map((heights) => stacked(alike ? common : heights, view - 36, least));
+    return own.map((heights) => stacked(alike ? common : heights, view - 20, least));
   };
-  let all = shaped(0);
-  let stacks = stack(all, 58);
+  // A deep network would be too long to look through with nodes as large as a shallow one has.
+  const deep = Math.max(...laid.map(({ graph }) => graph.layers.length)) > DEEP;
+  let all = shaped(deep ? 1 : 0);
+  let stacks = stack(all, deep ? 38 : 46);
   const tall = Math.max(...stacks.map(({ height }) => height)) > view;
   at("fit").parentElement.hidden = !tall;
   const fitted = tall && state.fit === "1";
   for (let tight = 2; fitted && tight <= 5; tight += 1) {
     all = shaped(tight);
-    stacks = stack(all, 14);
+    stacks = stack(all, 9);
     if (Math.max(...stacks.map(({ height }) => height)) <= view) break;
   }
-  box.height = Math.ceil(Math.max(view, ...stacks.map(({ height }) => height + 40)));
+  box.height = Math.ceil(Math.max(view, ...stacks.map(({ height }) => height + 20)));
   return laid.map((one, k) => {
-    const strongest = one.graph.groups.map((group) => one.graph.edges.share[group.start] ?? 0);
+    const strongest = one.graph.layers.map(() => 0);
+    one.graph.groups.forEach(({ start, stored, target }) => {
+      if (stored) strongest[target] = Math.max(strongest[target], one.graph.edges.share[start]);
+    });
     const pitch = stacks[k].height / Math.max(1, one.graph.layers.length - 1);
     const touching = one.drawn.filter((edge) =>
       one.graph.edges.source[edge] === one.chosen || one.graph.edges.target[edge] === one.chosen);
@@ -148,7 +156,8 @@ function scenes(pruned) {
       edges: one.drawn,
       touching,
       strongest,
-      fine: fitted,
+      // Many edges, or many layers in little room, take thin lines.
+      thickest: Math.max(2.4, 6.5 - one.drawn.length / 75) * (fitted ? 0.6 : 1),
       title: `Attribution graph of ${one.name}, class ${state.class}. Arrow keys walk, Escape clears.`,
     };
   });
@@ -156,10 +165,11 @@ function scenes(pruned) {
 
 // What is told about them -------------------------------------------------------------------------
 
-function counts({ graph, nodes, edges, possible }) {
+function counts({ graph, kept, drawn: edges, possible }) {
+  const shown = kept.reduce((sum, nodes) => sum + nodes.length, 0);
   const units = graph.relevance.length;
-  const drawn = edges.length < possible ? `the ${count(edges.length)} strongest of ${count(possible)} edges` : plural(edges.length, "edge");
-  return `${count(nodes.size)} of ${plural(units, "node")}, ${drawn}`;
+  const drawn = edges.length < possible ? `${count(edges.length)} of ${count(possible)} edges` : plural(edges.length, "edge");
+  return `${count(shown)} of ${plural(units, "node")}, ${drawn}`;
 }
 
 function leftOut(graph) {
@@ -171,14 +181,22 @@ function leftOut(graph) {
   }
   const missed = all - graph.edges.message.length;
   if (!missed) return "";
-  const share = 1 - held / graph.groups.length;
-  return `${count(missed)} smaller edges, ${percent(Math.max(0, share))} of |message|, are not in this page`;
+  const share = 1 - held / new Set(graph.groups.map(({ target }) => target)).size;
+  return `This page holds the ${count(all - missed)} largest edges; the other ${count(missed)} hold ${percent(Math.max(0, share))} of |message|.`;
 }
 
 function ablated({ graph }) {
   if (!graph.validation || !graph.output) return "";
   const fall = (value) => percent(-value / Math.abs(graph.output));
-  return `ablating ${percent(graph.validation.share)} of |R|: output ${fall(graph.validation.drop)}, random ${fall(graph.validation.random)}`;
+  return `without the top ${percent(graph.validation.share)}: output ${fall(graph.validation.drop)} (random nodes ${fall(graph.validation.random)})`;
+}
+
+/** What the two kinds of lines mean: of a difference, which model has more. */
+function legend(shown) {
+  const [first, second] = page.panels.map(({ name }) => name);
+  const differs = shown[0].graph?.differs;
+  at("legend-up").textContent = differs ? `more in ${second}` : "speaks for the class";
+  at("legend-down").textContent = differs ? `more in ${first}` : "speaks against it";
 }
 
 function summary(scenes, shown) {
@@ -209,19 +227,20 @@ function update() {
     root.select(".lack").text(graph ? "" : `${name} has no graph of class ${state.class}.`);
     root.select(".counts").text("");
   }
-  const made = scenes(shown.map((one, place) => ({ ...one, place })).filter(({ graph }) => graph).map(prune));
-  for (const scene of made) {
-    scene.fresh = fresh;
-    const panel = panels[scene.place];
-    panel.root.select(".counts").text(counts(scene));
-    panel.root.select(".more").text([ablated(scene), leftOut(scene.graph)].filter(Boolean).join("; "));
-    panel.show(scene);
+  const pruned = shown.map((one, place) => ({ ...one, place })).filter(({ graph }) => graph).map(prune);
+  for (const one of pruned) {
+    // The words first: how many lines they take decides on the room for the graph.
+    panels[one.place].root.select(".counts").text(counts(one));
+    panels[one.place].root.select(".more").text(ablated(one));
   }
+  legend(shown);
+  const made = scenes(pruned);
+  for (const scene of made) panels[scene.place].show({ ...scene, fresh });
   const nodeOf = new Map(made.map((scene) => [scene.place, scene]));
   const link = (node) => hashOf({ ...state, node });
   detail(at("detail"), shown.map((one, k) => ({
     ...one,
-    graph: one.graph && { ...one.graph, accuracy: one.accuracy },
+    leftOut: one.graph && leftOut(one.graph),
     node: nodeOf.get(k)?.chosen ?? -1,
     drawnNodes: nodeOf.get(k)?.nodes,
   })), examples, link);
@@ -321,12 +340,10 @@ function pressed(event) {
     event.preventDefault();
     at("find").focus();
     at("find").select();
-  } else if (event.key === "+" || event.key === "=") press(".zoom-in");
-  else if (event.key === "-") press(".zoom-out");
-  else if (event.key === "0") press(".zoom-whole");
+  } else if (Object.hasOwn(ZOOMS, event.key)) zoomBy(ZOOMS[event.key]);
 }
 
-const press = (button) => document.querySelector(`.panel:not([hidden]) ${button}`)?.click();
+const zoomBy = (factor) => current.made[0] && panels[current.made[0].place].zoomBy(factor);
 
 // Start -------------------------------------------------------------------------------------------
 
@@ -363,6 +380,9 @@ function listen() {
     event.preventDefault();
     seek(at("find").value);
   });
+  for (const button of document.querySelectorAll("[data-zoom]")) {
+    button.addEventListener("click", () => zoomBy(ZOOMS[button.dataset.zoom]));
+  }
   at("detail").addEventListener("click", (event) => {
     const link = event.target.closest("a[data-go]");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;

@@ -1,5 +1,4 @@
 // Edges on a canvas.
-const STRAIGHT = 14;
 
 /** Fit the canvas to its box and the pixels of the screen; return its context in CSS pixels. */
 export function prepared(canvas, width, height, density) {
@@ -23,10 +22,11 @@ function trace(context, { x, y, u, v, lane }) {
     context.bezierCurveTo(x, y - bend, u, v + bend, u, v);
   } else {
     // Out to the lane, up along it, and back.
-    const turn = Math.min((y - v) / 2, 26);
-    context.bezierCurveTo(x, y - turn, lane, y - STRAIGHT / 2, lane, y - turn - STRAIGHT);
-    context.lineTo(lane, v + turn + STRAIGHT);
-    context.bezierCurveTo(lane, v + STRAIGHT / 2, u, v + turn, u, v);
+    const turn = Math.min(0.3 * (y - v), 26);
+    const rise = Math.min(0.12 * (y - v), 14);
+    context.bezierCurveTo(x, y - turn, lane, y - rise / 2, lane, y - turn - rise);
+    context.lineTo(lane, v + turn + rise);
+    context.bezierCurveTo(lane, v + rise / 2, u, v + turn, u, v);
   }
   context.stroke();
 }

@@ -7,7 +7,8 @@ import { labelRoom, laneAt } from "./layout.js";
 import { paint, prepared } from "./paint.js";
 import { count, fitted, percent, points, short, width as widthOf } from "./text.js";
 
-const THICK = scalePow([0, 1], [0.7, 6]).exponent(0.6).clamp(true);
+const THICK = scalePow([0, 1], [0.7, 1]).exponent(0.6).clamp(true);
+const DASHED = 14;
 const REACH = 10;
 const PICTURED = 17;
 const MOST_ZOOM = 12;
@@ -53,18 +54,13 @@ export class Panel {
       .on("click", (event) => this.click(event))
       .on("pointermove", (event) => this.hover(event))
       .on("pointerleave", () => this.hover(null));
-    for (const [name, act] of [
-      ["in", () => this.zoom.scaleBy(this.svg, 1.5)],
-      ["out", () => this.zoom.scaleBy(this.svg, 1 / 1.5)],
-      ["whole", () => this.zoom.transform(this.svg, zoomIdentity)],
-    ]) {
-      this.root.select(`.zoom-${name}`).on("click", () => this.zoomBy(act));
-    }
   }
 
-  zoomBy(act) {
+  /** Zoom by a factor about the middle, and the other panels with it; 0 shows all. */
+  zoomBy(factor) {
     this.leading = true;
-    act();
+    if (factor) this.zoom.scaleBy(this.svg, factor);
+    else this.zoom.transform(this.svg, zoomIdentity);
     this.leading = false;
   }
 
@@ -119,6 +115,7 @@ export class Panel {
         if (node === scene.chosen) classes.push("chosen");
         else if (scene.chosen >= 0 && !near.has(node)) classes.push("far");
         if (scene.pinned === node) classes.push("pinned");
+        if (nodes.get(node).side < DASHED) classes.push("dot");
         return classes.join(" ");
       })
       .attr("data-node", ({ node }) => nameOf(graph, node))
@@ -134,7 +131,8 @@ export class Panel {
       .attr("y", ({ side }) => -side / 2)
       .attr("width", ({ side }) => side)
       .attr("height", ({ side }) => side)
-      .attr("rx", ({ side }) => Math.min(5, side * 0.22));
+      // Dashes cannot be seen around a dot: there, round is against.
+      .attr("rx", ({ node, side }) => (side < DASHED && graph.relevance[node] < 0 ? side / 2 : Math.min(5, side * 0.22)));
     this.near = near;
     if (scene.fresh) {
       this.zoom.transform(this.svg, zoomIdentity);
@@ -199,12 +197,12 @@ export class Panel {
   }
 
   line(edge, t) {
-    const { graph, nodes, box, lanes, chosen, strongest } = this.scene;
+    const { graph, nodes, box, lanes, chosen, strongest, thickest } = this.scene;
     const { source, target, message, share, group } = graph.edges;
     const from = nodes.get(source[edge]);
     const to = nodes.get(target[edge]);
     const lane = lanes.lane.get(group[edge]);
-    const strength = share[edge] / (strongest[group[edge]] || 1);
+    const strength = share[edge] / (strongest[graph.layerOf[target[edge]]] || 1);
     const at = source[edge] === chosen || target[edge] === chosen;
     const quiet = chosen >= 0 && !at;
     return {
@@ -212,9 +210,9 @@ export class Panel {
       y: t.applyY(from.y - from.side / 2),
       u: t.applyX(to.x),
       v: t.applyY(to.y) + (to.labelled ? to.foot : (to.side / 2) * t.k),
-      lane: lane === undefined ? undefined : t.applyX(laneAt(box, lane)),
+      lane: lane === undefined ? undefined : t.applyX(laneAt(box, lane, lanes.count)),
       message: message[edge],
-      width: THICK(strength) * (this.scene.fine ? 0.6 : 1),
+      width: THICK.range([0.7, lane === undefined ? thickest : Math.min(thickest, 3.4)])(strength),
       alpha: quiet ? 0.05 : at ? 0.9 : 0.26 + 0.44 * strength,
     };
   }
@@ -238,9 +236,10 @@ export class Panel {
       if (!inside && below < 12) continue;
       const key = `${shape.layer} ${one.row}`;
       const full = labelOf(graph, one.node);
-      const text = inside ? full : fitted(full, Math.max(room, 18));
+      const text = inside ? full : fitted(full, room);
       const wide = widthOf(text);
-      if (inside && wide > room) continue;
+      // A few letters before and after a gap tell nothing.
+      if (wide > room || (text !== full && text.length < 6)) continue;
       const x = t.applyX(one.x);
       const taken = rows.get(key) ?? [];
       const start = x - wide / 2 - 3;
@@ -292,7 +291,7 @@ export class Panel {
     groups.attr("transform", ({ y }) => `translate(0,${y.toFixed(1)})`);
     groups.select("title").text(({ layer }) => `${layer.name}, ${layer.kind}`);
     groups.select(".layer").attr("y", ({ more }) => (more ? -1 : 4))
-      .text(({ layer }) => fitted(layer.name, box.gutter - 10, 12, 600));
+      .text(({ layer }) => fitted(layer.name, box.gutter - 10, 12, 600, 0));
     groups.select(".kept").attr("y", 13)
       .text(({ layer, more, shown }) =>
         more ? fitted(`${count(shown)} of ${count(layer.units)}`, box.gutter - 10, 10.5) : "");

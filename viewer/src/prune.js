@@ -4,6 +4,7 @@ const AT_A_NODE = 24;
 
 /** Nodes of each layer: the smallest set that holds `share` of |R|, and `also` where it is in it. */
 export function keptNodes(graph, share, also = -1) {
+  if (graph.parts) return either(graph, share, also);
   return graph.layers.map((layer) => {
     const kept = [];
     let held = 0;
@@ -19,22 +20,31 @@ export function keptNodes(graph, share, also = -1) {
   });
 }
 
-/** Of the edges between kept nodes, per pair of layers the smallest set that holds `share`. */
+/** Of a difference: the nodes that one of both models keeps. */
+function either(graph, share, also) {
+  const [a, b] = graph.parts.map((part) => keptNodes(part, share, also));
+  return a.map((nodes, k) => [...new Set([...nodes, ...b[k]])].sort((x, y) => x - y));
+}
+
+/** Of the edges between kept nodes, the smallest set into each layer that holds `share`. */
 export function keptEdges(graph, isKept, share) {
   const { source, target, message } = graph.edges;
   const kept = [];
-  for (const group of graph.groups) {
+  for (const layer of graph.layers) {
     const between = [];
     let total = 0;
-    for (let edge = group.start; edge < group.start + group.stored; edge += 1) {
-      if (isKept[source[edge]] && isKept[target[edge]]) {
-        between.push(edge);
-        total += Math.abs(message[edge]);
+    for (const group of graph.groups) {
+      if (group.target !== layer.place) continue;
+      for (let edge = group.start; edge < group.start + group.stored; edge += 1) {
+        if (isKept[source[edge]] && isKept[target[edge]]) {
+          between.push(edge);
+          total += Math.abs(message[edge]);
+        }
       }
     }
+    between.sort((a, b) => Math.abs(message[b]) - Math.abs(message[a]) || a - b);
     const enough = share * total * (1 - 1e-9);
     let held = 0;
-    // The edges of a group are stored with the largest first.
     for (const edge of between) {
       if (held >= enough) break;
       held += Math.abs(message[edge]);

@@ -40,7 +40,7 @@ export function tables(root, scenes) {
     }
   }
   filled(root.querySelector(".nodes-table"), ["model", "node", "label", "R", "of |R| in the layer", "ablating it"], nodes);
-  filled(root.querySelector(".edges-table"), ["model", "from", "to", "message", "of |message| between the layers"], edges);
+  filled(root.querySelector(".edges-table"), ["model", "from", "to", "message", "of |message| into the layer"], edges);
   for (const [kind, rows] of [["nodes", nodes], ["edges", edges]]) {
     root.querySelector(`.${kind}-more`).textContent =
       rows.length > MOST_ROWS ? `The first ${MOST_ROWS} of ${rows.length}; the file has all.` : "";

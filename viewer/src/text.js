@@ -17,6 +17,7 @@ export function short(value) {
 /** A share as percent, without decimals from 10% on. */
 export function percent(share) {
   const value = Math.abs(100 * share);
+  if (value && value < 0.005) return `<0.01%`;
   const text = value === 0 || value >= 9.95 ? value.toFixed(0) : value.toFixed(value < 0.095 ? 2 : 1);
   return `${share < 0 && Number(text) ? MINUS : ""}${text}%`;
 }
@@ -33,12 +34,15 @@ export function width(text, size = 11, weight = 400) {
   return ruler.measureText(text).width;
 }
 
-/** The text, cut in its middle where it is wider than `room`: the end tells names apart. */
-export function fitted(text, room, size = 11, weight = 400) {
+/** The text, cut where it is wider than `room`: after its `start`, so that its end is left. */
+export function fitted(text, room, size = 11, weight = 400, start = 0.5) {
   if (width(text, size, weight) <= room) return text;
   let low = 0;
   let high = Math.min(text.length, 200);
-  const cut = (n) => `${text.slice(0, Math.floor(n / 2))}\u2026${n > 1 ? text.slice(-Math.ceil(n / 2)) : ""}`;
+  const cut = (n) => {
+    const head = Math.floor(n * start);
+    return `${text.slice(0, head)}\u2026${n > head ? text.slice(head - n) : ""}`;
+  };
   while (high - low > 1) {
     const middle = (low + high) >> 1;
     if (width(cut(middle), size, weight) <= room) low = middle;

@@ -22,16 +22,19 @@ Places = npt.NDArray[np.intp]
 def strongest(edges: Sequence[Edges], most: int) -> list[tuple[Places, Places, Array]]:
     """Return, for each pair of layers, the (target, source, message) of the edges to keep.
 
-    An edge is as strong as its share of |message| between its two layers, so that layers which
-    lost relevance on the way keep edges as well. The strongest come first.
+    An edge is as strong as its share of all |message| into its layer, so that layers which lost
+    relevance on the way keep edges as well. The strongest come first.
     """
+    into: dict[int, float] = {}
+    for _, target_layer, messages in edges:
+        into[target_layer] = into.get(target_layer, 0.0) + float(np.abs(messages).sum())
     found, shares = [], []
-    for _, _, messages in edges:
+    for _, target_layer, messages in edges:
         target, source = np.nonzero(messages)
         values = np.asarray(messages, dtype=float)[target, source]
         order = np.argsort(-np.abs(values), kind="stable")
         found.append((target[order], source[order], values[order]))
-        shares.append(np.abs(values[order]) / (np.abs(values).sum() or 1.0))
+        shares.append(np.abs(values[order]) / (into[target_layer] or 1.0))
     total = sum(map(len, shares))
     if total <= most:
         return found

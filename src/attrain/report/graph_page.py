@@ -37,7 +37,7 @@ def graph_html(page: GraphPage) -> str:
     graphs = sum(len(panel.graphs) for panel in page.panels)
     most = min(MOST_EDGES, MOST_EDGES_OF_A_PAGE // graphs)
     index = {"panels": [{"name": p.name, "graphs": [_entry(g) for g in p.graphs]} for p in page.panels]}
-    first = page.panels[0].graphs[0].layers[-1]
+    layers = page.panels[0].graphs[0].layers
     return (
         environment()
         .get_template("graph.html")
@@ -49,7 +49,7 @@ def graph_html(page: GraphPage) -> str:
             version=installed(),
             panels=[{"name": p.name, "picture": graph_svg(p.graphs[0])} for p in page.panels],
             accuracies=any(g.accuracy is not None for p in page.panels for g in p.graphs),
-            example=f"find {first.name}:0",
+            example=f"{layers[len(layers) // 2].name}:0",
             source=page.source,
             index=Markup(safe_json(index)),
             examples=Markup(examples_json(page.examples)),
