@@ -29,6 +29,22 @@ CNN: Shape = (
 )
 
 
+def three_layers(**changes) -> ClassGraph:
+    """A graph small enough to count by hand."""
+    fields = {
+        "name": "cat",
+        "samples": 4,
+        "output": 2.0,
+        "layers": [Layer("in", "input", 3), Layer("fc", "linear", 2), Layer("out", "output", 2)],
+        "relevance": [np.array([1.0, 0.5, -0.1]), np.array([1.5, 0.4]), np.array([2.0, 0.0])],
+        "edges": [
+            Edges(0, 1, np.array([[0.9, 0.5, 0.1], [0.1, 0.0, -0.2]])),
+            Edges(1, 2, np.array([[1.5, 0.4], [0.0, 0.0]])),
+        ],
+    }
+    return ClassGraph(**{**fields, **changes})
+
+
 def digit_examples(count: int = 60) -> list[Example]:
     from sklearn.datasets import load_digits
 
@@ -85,21 +101,30 @@ def graph(
                 weights *= rng.gamma(0.5 / sparse, 1.0, units) + 1e-6
                 weights *= np.where(rng.random(weights.shape) < negative, -0.5, 1.0)
                 sums = weights.sum(1, keepdims=True)
-                weights /= np.where(np.abs(sums) < 0.2 * np.abs(weights).sum(1, keepdims=True),
-                                    np.abs(weights).sum(1, keepdims=True), sums)
+                weights /= np.where(
+                    np.abs(sums) < 0.2 * np.abs(weights).sum(1, keepdims=True),
+                    np.abs(weights).sum(1, keepdims=True),
+                    sums,
+                )
             messages = weights * relevance[k][:, None] * share * (1 - leak)
             edges.append(Edges(source, k, messages))
             relevance[source] = relevance[source] + messages.sum(0)
     layers = []
     for k, (layer, kind, units) in enumerate(shape):
         last = k == len(shape) - 1 and labels
-        layers.append(Layer(layer, kind, units, sinks[k], [f"digit {u}" for u in range(units)] if last else None))
+        layers.append(
+            Layer(
+                layer, kind, units, sinks[k], [f"digit {u}" for u in range(units)] if last else None
+            )
+        )
     top = {}
     if examples:
-        for k, (layer, _, units) in enumerate(shape[1:], 1):
+        for layer, _, units in shape[1:]:
             for unit in range(units):
                 top[layer, unit] = rng.choice(examples, 5, replace=False).tolist()
-    ablation = [-np.abs(r) * rng.uniform(0.5, 1.2, r.shape) for r in relevance] if measured else None
+    ablation = (
+        [-np.abs(r) * rng.uniform(0.5, 1.2, r.shape) for r in relevance] if measured else None
+    )
     return ClassGraph(
         name=name,
         samples=178,
@@ -110,7 +135,9 @@ def graph(
         ablation=ablation,
         random_ablation=[float(a.mean()) for a in ablation] if ablation else None,
         examples=top,
-        validation=Validation(0.8, 0.71 * output, 0.09 * output, 0.02 * output, 5) if measured else None,
+        validation=Validation(0.8, 0.71 * output, 0.09 * output, 0.02 * output, 5)
+        if measured
+        else None,
         accuracy=float(rng.uniform(0.9, 0.995)) if measured else None,
     )
 

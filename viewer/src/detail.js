@@ -1,10 +1,11 @@
 // The column at the side: the chosen node, or else the class.
 import { select } from "d3-selection";
 import { labelOf, nameOf } from "./data.js";
-import { count, percent, plural, points, short } from "./text.js";
+import { count, fitted, percent, plural, points, short } from "./text.js";
 
 const BARS = 12;
 const PICTURES = 10;
+const NAME = 96;
 
 /** shown: [{name, graph, node}] of the panels. link: the address of a node. */
 export function detail(root, shown, examples, link) {
@@ -114,9 +115,10 @@ function bars(part, { graph, node, drawnNodes }, way, link) {
     const name = nameOf(graph, other);
     const label = graph.layers[graph.layerOf[other]].labels ? labelOf(graph, other) : "";
     const item = list.append("li");
-    const anchor = item.append("a").attr("class", "name").attr("href", link(name)).attr("data-go", name).text(name);
+    const anchor = item.append("a").attr("class", "name").attr("href", link(name)).attr("data-go", name)
+      .attr("title", name).text(fitted(name, NAME, 12, 400, 0));
     if (label) anchor.append("span").attr("class", "unit").text(` ${label}`);
-    if (!drawnNodes.has(other)) anchor.attr("title", "not among the nodes kept");
+    if (!drawnNodes.has(other)) anchor.attr("title", `${name}, not among the nodes kept`);
     item.append("span").attr("class", "value").text(graph.differs ? points(value) : short(value));
     item.append("span").attr("class", "room").append("span").attr("class", `bar ${value < 0 ? "down" : "up"}`)
       .style("width", `${(100 * Math.abs(value)) / most}%`);

@@ -13,7 +13,7 @@ const TIERS = [
   { size: 8, pitch: 11, below: 0 },
 ];
 const WIDEST = 96;
-const SIDE = 14;
+const SIDE = 12;
 const LABEL = 88;
 
 /** How each layer of a graph would like to be laid out in a row, or a grid, `room` wide. */
@@ -93,6 +93,11 @@ export function placed(graph, shapes, stack, box) {
   return nodes;
 }
 
-export const laneAt = (box, lane, count) => box.right + SIDE + (lane % MOST_LANES) * apart(count);
+export const laneAt = (side, lane, count) => side + SIDE + (lane % MOST_LANES) * apart(count);
+
+/** Where the widest layer ends, beside which the lanes begin. */
+export const sideOf = (shapes, box) =>
+  (box.left + box.right) / 2 +
+  Math.max(...shapes.map(({ nodes, rows, pitch }) => Math.ceil(nodes.length / rows) * pitch)) / 2;
 
 export const labelRoom = (pitch) => Math.min(LABEL, pitch) - 4;

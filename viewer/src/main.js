@@ -1,7 +1,7 @@
 import { select } from "d3-selection";
 import { comparable, difference, examples as readExamples, find, graphIn, index as readIndex, missing, nameOf } from "./data.js";
 import { detail } from "./detail.js";
-import { laneRoom, lanes, placed, shapes, stacked } from "./layout.js";
+import { laneRoom, lanes, placed, shapes, sideOf, stacked } from "./layout.js";
 import { ordered } from "./order.js";
 import { Panel } from "./panel.js";
 import { drawnEdges, keptEdges, keptNodes } from "./prune.js";
@@ -129,7 +129,7 @@ function scenes(pruned) {
   // A deep network would be too long to look through with nodes as large as a shallow one has.
   const deep = Math.max(...laid.map(({ graph }) => graph.layers.length)) > DEEP;
   let all = shaped(deep ? 1 : 0);
-  let stacks = stack(all, deep ? 38 : 46);
+  let stacks = stack(all, deep ? 38 : 34);
   const tall = Math.max(...stacks.map(({ height }) => height)) > view;
   at("fit").parentElement.hidden = !tall;
   const fitted = tall && state.fit === "1";
@@ -150,6 +150,7 @@ function scenes(pruned) {
     return {
       ...one,
       box,
+      side: Math.min(box.right, sideOf(all[k], box)),
       shapes: all[k],
       stack: { ...stacks[k], pitch },
       nodes: placed(one.graph, all[k], stacks[k], box),
@@ -197,6 +198,8 @@ function legend(shown) {
   const differs = shown[0].graph?.differs;
   at("legend-up").textContent = differs ? `more in ${second}` : "speaks for the class";
   at("legend-down").textContent = differs ? `more in ${first}` : "speaks against it";
+  document.querySelector("[for=sign-positive]").textContent = differs ? "more" : "for";
+  document.querySelector("[for=sign-negative]").textContent = differs ? "less" : "against";
 }
 
 function summary(scenes, shown) {
@@ -234,6 +237,7 @@ function update() {
     panels[one.place].root.select(".more").text(ablated(one));
   }
   legend(shown);
+  root.style.setProperty("--bar", `${at("controls").offsetHeight}px`);
   const made = scenes(pruned);
   for (const scene of made) panels[scene.place].show({ ...scene, fresh });
   const nodeOf = new Map(made.map((scene) => [scene.place, scene]));
@@ -406,6 +410,12 @@ function listen() {
     resizing = requestAnimationFrame(update);
   });
   const redraw = (density) => current.made.forEach(({ place }) => panels[place].draw(density));
+  // A window that moves to a denser screen keeps its size.
+  const denser = () => {
+    redraw();
+    matchMedia(`(resolution: ${devicePixelRatio}dppx)`).addEventListener("change", denser, { once: true });
+  };
+  denser();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
   addEventListener("beforeprint", () => {
     root.classList.add("printing");
@@ -418,9 +428,10 @@ function listen() {
 }
 
 classes = gather();
+at("sort").parentElement.hidden = classes.length < 2;
 settle();
 root.classList.add("js");
-listen();
 showControls();
 update();
+listen();
 requestAnimationFrame(() => requestAnimationFrame(() => (root.dataset.drawn = Math.round(performance.now()))));

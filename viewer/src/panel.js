@@ -210,7 +210,7 @@ export class Panel {
       y: t.applyY(from.y - from.side / 2),
       u: t.applyX(to.x),
       v: t.applyY(to.y) + (to.labelled ? to.foot : (to.side / 2) * t.k),
-      lane: lane === undefined ? undefined : t.applyX(laneAt(box, lane, lanes.count)),
+      lane: lane === undefined ? undefined : t.applyX(laneAt(this.scene.side, lane, lanes.count)),
       message: message[edge],
       width: THICK.range([0.7, lane === undefined ? thickest : Math.min(thickest, 3.4)])(strength),
       alpha: quiet ? 0.05 : at ? 0.9 : 0.26 + 0.44 * strength,
@@ -260,6 +260,7 @@ export class Panel {
         const far = chosen >= 0 && !this.near.has(node) ? " far" : "";
         return `label${inside ? " inside" : ""}${node === chosen ? " chosen" : ""}${far}`;
       })
+      .attr("data-of", ({ node }) => nameOf(graph, node))
       .attr("x", ({ x }) => x.toFixed(1))
       .attr("y", ({ y }) => y.toFixed(1))
       .text(({ text }) => text);
@@ -268,7 +269,7 @@ export class Panel {
   /** The names of the layers, at the left, where they do not run into each other. */
   drawGutter(box, t) {
     const { graph, stack, shapes } = this.scene;
-    this.gutter.selectAll("rect").data(t.k > 1 ? [0] : []).join("rect")
+    this.gutter.selectAll("rect").data(t.k > 1 ? [0] : []).join((enter) => enter.insert("rect", ":first-child"))
       .attr("width", box.gutter).attr("height", box.height);
     const names = [];
     let last = Infinity;

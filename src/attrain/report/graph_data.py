@@ -52,7 +52,8 @@ def kept_nodes(relevance: Array, share: float) -> Places:
     sizes = np.abs(np.asarray(relevance, dtype=float))
     order = np.argsort(-sizes, kind="stable")
     order = order[sizes[order] > 0]
-    return order[: smallest(sizes[order], share)]
+    kept: Places = order[: smallest(sizes[order], share)]
+    return kept
 
 
 def smallest(sizes: Array, share: float) -> int:

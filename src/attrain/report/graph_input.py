@@ -123,11 +123,15 @@ def check_graph(graph: ClassGraph, examples: int = 0) -> None:
     where = f"graph {graph.name!r}"
     if not names:
         raise InputError(f"{where} has no layers.")
+    if not np.isfinite(graph.output):
+        raise InputError(f"{where} has the output {graph.output}; a graph explains a finite one.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{where} has two layers with the name {twice!r}; name each differently.")
     if len(graph.relevance) != len(names):
-        raise InputError(f"{where} has {len(names)} layers, but relevance of {len(graph.relevance)}.")
+        raise InputError(
+            f"{where} has {len(names)} layers, but relevance of {len(graph.relevance)}."
+        )
     for layer, relevance in zip(graph.layers, graph.relevance, strict=True):
         _check_values(f"relevance of {layer.name!r}", relevance, (layer.units,))
         if layer.labels is not None and len(layer.labels) != layer.units:
@@ -151,6 +155,11 @@ def check_graph(graph: ClassGraph, examples: int = 0) -> None:
         if ablation is not None and np.shape(ablation) != (layer.units,):
             raise InputError(
                 f"ablation of {layer.name!r} has shape {np.shape(ablation)}, not ({layer.units},)."
+            )
+        if ablation is not None and np.isinf(ablation).any():
+            raise InputError(
+                f"ablation of {layer.name!r} holds infinite values; NaN stands for what was not "
+                "measured."
             )
     sizes = {layer.name: layer.units for layer in graph.layers}
     for (name, unit), places in graph.examples.items():

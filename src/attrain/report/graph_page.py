@@ -36,7 +36,9 @@ def graph_html(page: GraphPage) -> str:
     script = source("graph.js")
     graphs = sum(len(panel.graphs) for panel in page.panels)
     most = min(MOST_EDGES, MOST_EDGES_OF_A_PAGE // graphs)
-    index = {"panels": [{"name": p.name, "graphs": [_entry(g) for g in p.graphs]} for p in page.panels]}
+    index = {
+        "panels": [{"name": p.name, "graphs": [_entry(g) for g in p.graphs]} for p in page.panels]
+    }
     layers = page.panels[0].graphs[0].layers
     return (
         environment()

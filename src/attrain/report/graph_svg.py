@@ -38,11 +38,13 @@ class _Row:
     height: float
 
 
-def graph_svg(graph: ClassGraph, width: float = 460.0, nodes: float = 0.8, edges: float = 0.9) -> Markup:
+def graph_svg(
+    graph: ClassGraph, width: float = 460.0, nodes: float = 0.8, edges: float = 0.9
+) -> Markup:
     """Return the graph as inline SVG, `width` pixels wide, the output at the top.
 
-    Of each layer the smallest set of nodes is drawn that holds the share `nodes` of |R|, and
-    between two layers that of edges which holds `edges` of |message|, at most 150 in all.
+    Of each layer the smallest set of nodes is drawn that holds the share `nodes` of |R|, and of
+    the edges into it that which holds `edges` of |message|, at most 150 in all.
     """
     kept = [kept_nodes(relevance, nodes) for relevance in graph.relevance]
     drawn = _drawn(graph, kept, edges)
@@ -71,24 +73,32 @@ def graph_svg(graph: ClassGraph, width: float = 460.0, nodes: float = 0.8, edges
     return Markup(
         '<svg class="attribution" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" '
         'height="{}" font-family="system-ui, sans-serif" fill="currentColor">{}</svg>'
-    ).format(text, f"{width:g}", f"{height:.0f}", f"{width:g}", f"{height:.0f}", Markup("".join(parts)))
+    ).format(
+        text, f"{width:g}", f"{height:.0f}", f"{width:g}", f"{height:.0f}", Markup("".join(parts))
+    )
 
 
 def _drawn(
     graph: ClassGraph, kept: Sequence[Places], share: float
 ) -> list[tuple[int, int, int, int, float, float]]:
     """Return (source layer, target layer, source, target, message, strength), weakest first."""
-    found = []
     everything = sum(int(np.count_nonzero(messages)) for *_, messages in graph.edges)
+    into: dict[int, list[tuple[float, int, int, int]]] = {}
     for (source, target, _), (to, from_, values) in zip(
         graph.edges, strongest(graph.edges, everything), strict=True
     ):
         between = np.isin(to, kept[target]) & np.isin(from_, kept[source])
-        to, from_, values = to[between], from_[between], values[between]
-        sizes = np.abs(values)
-        for k in range(smallest(sizes, share)):
-            strength = float(sizes[k] / sizes[0])
-            found.append((source, target, int(from_[k]), int(to[k]), float(values[k]), strength))
+        into.setdefault(target, []).extend(
+            (float(value), source, int(u), int(v))
+            for value, u, v in zip(values[between], from_[between], to[between], strict=True)
+        )
+    found = []
+    for target, edges in into.items():
+        edges.sort(key=lambda edge: -abs(edge[0]))
+        count = smallest(np.array([abs(edge[0]) for edge in edges]), share)
+        for message, source, from_unit, to_unit in edges[:count]:
+            strength = abs(message / edges[0][0])
+            found.append((source, target, from_unit, to_unit, message, strength))
     found.sort(key=lambda edge: -edge[-1])
     return found[:MOST_DRAWN][::-1]
 
@@ -138,8 +148,8 @@ def _rows(graph: ClassGraph, order: Sequence[Places], left: float, right: float)
         spread = min(room / max(1, len(units)), max(1.3 * pitch, widest)) if single else pitch
         columns = int(np.ceil(len(units) / lines)) if len(units) else 1
         where = np.arange(len(units))
-        x = left + room / 2 + (where // lines - (columns - 1) / 2) * spread
-        y = top + (where % lines + 0.5) * pitch
+        x = np.float64(left + room / 2) + (where // lines - (columns - 1) / 2) * spread
+        y = np.float64(top) + (where % lines + 0.5) * pitch
         sizes = np.abs(relevance)
         sides = size * (0.62 + 0.38 * np.sqrt(sizes[units] / (sizes.max() or 1.0)))
         labelled = single and below > 0 and widest <= max(spread, widest if columns == 1 else 0)
@@ -158,16 +168,21 @@ def _edge(edge: tuple[int, int, int, int, float, float], rows: Sequence[_Row], l
     if high.labelled:
         v = high.top + high.height
     if target - source == 1:
-        path = f"M{x:.1f} {y:.1f}C{x:.1f} {(y + v) / 2:.1f} {u:.1f} {(y + v) / 2:.1f} {u:.1f} {v:.1f}"
+        path = (
+            f"M{x:.1f} {y:.1f}C{x:.1f} {(y + v) / 2:.1f} {u:.1f} {(y + v) / 2:.1f} {u:.1f} {v:.1f}"
+        )
     else:
         path = (
             f"M{x:.1f} {y:.1f}C{x:.1f} {y - 16:.1f} {lane:.1f} {y - 4:.1f} {lane:.1f} {y - 22:.1f}"
             f"V{v + 22:.1f}C{lane:.1f} {v + 4:.1f} {u:.1f} {v + 16:.1f} {u:.1f} {v:.1f}"
         )
-    kind, colour, dash = ("down", DOWN, ' stroke-dasharray="5 3"') if message < 0 else ("up", UP, "")
+    kind, colour, dash = (
+        ("down", DOWN, ' stroke-dasharray="5 3"') if message < 0 else ("up", UP, "")
+    )
+    width, opacity = 0.6 + 3.4 * strength**0.6, 0.25 + 0.45 * strength
     return (
         f'<path class="{kind}" d="{path}" fill="none" stroke="{colour}"{dash} '
-        f'stroke-width="{0.6 + 3.4 * strength**0.6:.2f}" stroke-opacity="{0.25 + 0.45 * strength:.2f}"/>'
+        f'stroke-width="{width:.2f}" stroke-opacity="{opacity:.2f}"/>'
     )
 
 
@@ -178,7 +193,9 @@ def _nodes(row: _Row, relevance: Array, labels: Sequence[str]) -> list[str]:
         value = float(relevance[unit])
         kind, colour = ("down", DOWN) if value < 0 else ("up", UP)
         dash = ' stroke-dasharray="3 2"' if value < 0 else ""
-        corner = f'x="{x - side / 2:.1f}" y="{y - side / 2:.1f}" width="{side:.1f}" height="{side:.1f}"'
+        corner = (
+            f'x="{x - side / 2:.1f}" y="{y - side / 2:.1f}" width="{side:.1f}" height="{side:.1f}"'
+        )
         rounded = f'rx="{min(4, 0.22 * side):.1f}"'
         # An opaque ground first: lines must not show through a light node.
         parts.append(f'<rect class="ground" {corner} {rounded} fill="#ffffff"/>')
