@@ -183,6 +183,8 @@ def test_pages_that_cannot_be_drawn_are_refused():
         graph_html(GraphPage("t", [panel] * 3))
     with pytest.raises(InputError, match=r"^model 'net' has no graph; give at least one class\.$"):
         graph_html(GraphPage("t", [Panel("net", [])]))
+    with pytest.raises(InputError, match="^model 'net' has two graphs with the name 'cat'; name"):
+        graph_html(GraphPage("t", [Panel("net", [made.three_layers()] * 2)]))
     with pytest.raises(
         InputError, match="loads nothing, so give the pixels or a 'data:image/' address"
     ):

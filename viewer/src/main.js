@@ -189,7 +189,7 @@ function leftOut(graph) {
 function ablated({ graph }) {
   if (!graph.validation || !graph.output) return "";
   const fall = (value) => percent(-value / Math.abs(graph.output));
-  return `without the top ${percent(graph.validation.share)}: output ${fall(graph.validation.drop)} (random nodes ${fall(graph.validation.random)})`;
+  return `without ${percent(graph.validation.share)} of |R|: output ${fall(graph.validation.drop)} (random nodes ${fall(graph.validation.random)})`;
 }
 
 /** What the two kinds of lines mean: of a difference, which model has more. */

@@ -171,7 +171,7 @@ export class Panel {
       const group = select(this);
       const places = graph.examples?.[nameOf(graph, one.node)];
       const image = places && pictures[places[0]]?.image;
-      const wanted = image && one.side * t.k >= PICTURED && seen(one);
+      const wanted = image && one.shape.tier.size * t.k >= PICTURED && seen(one);
       const found = group.select("image");
       if (!wanted) return found.remove();
       const inset = Math.min(2.5, one.side * 0.1);
@@ -192,8 +192,23 @@ export class Panel {
     context.beginPath();
     context.rect(box.gutter, 0, box.width - box.gutter, box.height);
     context.clip();
+    this.drawRows(context, style.getPropertyValue("--grid"), t);
     paint(context, edges.map((edge) => this.line(edge, t)), colours);
     context.restore();
+  }
+
+  /** A faint line through each layer, from its name to its nodes. */
+  drawRows(context, colour, t) {
+    const { box, stack, shapes } = this.scene;
+    context.strokeStyle = colour;
+    context.lineWidth = 1;
+    context.beginPath();
+    for (const { layer, rows, tier } of shapes) {
+      const y = Math.round(t.applyY(box.top + stack.tops[layer] + (rows * tier.pitch) / 2)) + 0.5;
+      context.moveTo(box.gutter, y);
+      context.lineTo(box.width, y);
+    }
+    context.stroke();
   }
 
   line(edge, t) {

@@ -113,6 +113,13 @@ def check_page(page: GraphPage) -> None:
     for panel in page.panels:
         if not panel.graphs:
             raise InputError(f"model {panel.name!r} has no graph; give at least one class.")
+        classes = [graph.name for graph in panel.graphs]
+        if len(set(classes)) < len(classes):
+            twice = next(name for name in classes if classes.count(name) > 1)
+            raise InputError(
+                f"model {panel.name!r} has two graphs with the name {twice!r}; name each "
+                "differently."
+            )
         for graph in panel.graphs:
             check_graph(graph, len(page.examples))
 

@@ -20,8 +20,8 @@ SWEEPS = 6
 
 # Size of a node, distance between the middles of two, room under it for its label.
 _TIERS = ((22.0, 28.0, 12.0), (16.0, 21.0, 12.0), (10.0, 13.0, 0.0), (6.0, 8.0, 0.0))
-_GAP, _DEEP_GAP, _DEEP = 42.0, 26.0, 9
-_TOP, _SIDE, _LANE = 8.0, 8.0, 10.0
+_GAP, _DEEP_GAP, _DEEP = 42.0, 17.0, 12
+_TOP, _SIDE, _LANE, _MOST_LANES = 8.0, 8.0, 5.0, 8
 _CHARACTER = 6.4
 
 
@@ -38,6 +38,10 @@ class _Row:
     height: float
 
 
+_Drawn = tuple[int, int, int, int, float, float]
+"""Source layer, target layer, source unit, target unit, message, strength."""
+
+
 def graph_svg(
     graph: ClassGraph, width: float = 460.0, nodes: float = 0.8, edges: float = 0.9
 ) -> Markup:
@@ -50,8 +54,9 @@ def graph_svg(
     drawn = _drawn(graph, kept, edges)
     order = _ordered(graph, kept)
     gutter = min(0.28 * width, 14 + _CHARACTER * max(len(layer.name) for layer in graph.layers))
-    skips = any(target - source > 1 for source, target, *_ in drawn)
-    right = width - _SIDE - (2 * _LANE if skips else 0)
+    lanes = _lanes(drawn)
+    count = min(_MOST_LANES, max(lanes.values(), default=-1) + 1)
+    right = width - _SIDE - (10 + _LANE * count if count else 0)
     rows = _rows(graph, order, gutter, right)
     height = max(row.top + row.height for row in rows) + _TOP
     shown, units = sum(map(len, kept)), sum(layer.units for layer in graph.layers)
@@ -60,7 +65,11 @@ def graph_svg(
         f"{graph.layers[-1].name} at the top: {shown} of {plural(units, 'node')}, "
         f"{plural(len(drawn), 'edge')}."
     )
-    parts = [_edge(edge, rows, right + _LANE) for edge in drawn]
+    side = max(float((row.x + row.sides / 2).max(initial=0)) for row in rows)
+    parts = [
+        _edge(edge, rows, side + 10 + _LANE * (lanes.get(edge[:2], 0) % _MOST_LANES))
+        for edge in drawn
+    ]
     for layer, row, relevance in zip(graph.layers, rows, graph.relevance, strict=True):
         name = _cut(layer.name, gutter - 8)
         middle = row.top + (row.height - (_TIERS[0][2] if row.labelled else 0)) / 2
@@ -78,10 +87,8 @@ def graph_svg(
     )
 
 
-def _drawn(
-    graph: ClassGraph, kept: Sequence[Places], share: float
-) -> list[tuple[int, int, int, int, float, float]]:
-    """Return (source layer, target layer, source, target, message, strength), weakest first."""
+def _drawn(graph: ClassGraph, kept: Sequence[Places], share: float) -> list[_Drawn]:
+    """Return the edges to draw, the weakest first."""
     everything = sum(int(np.count_nonzero(messages)) for *_, messages in graph.edges)
     into: dict[int, list[tuple[float, int, int, int]]] = {}
     for (source, target, _), (to, from_, values) in zip(
@@ -101,6 +108,16 @@ def _drawn(
             found.append((source, target, from_unit, to_unit, message, strength))
     found.sort(key=lambda edge: -edge[-1])
     return found[:MOST_DRAWN][::-1]
+
+
+def _lanes(drawn: Sequence[_Drawn]) -> dict[tuple[int, int], int]:
+    """Return a lane at the side for each pair of layers whose edges skip others, inner to outer."""
+    pairs = {edge[:2] for edge in drawn if edge[1] - edge[0] > 1}
+    lanes: dict[tuple[int, int], int] = {}
+    for source, target in sorted(pairs, key=lambda pair: (pair[1] - pair[0], pair)):
+        taken = {lane for (low, high), lane in lanes.items() if low < target and high > source}
+        lanes[source, target] = next(k for k in range(len(pairs)) if k not in taken)
+    return lanes
 
 
 def _ordered(graph: ClassGraph, kept: Sequence[Places]) -> list[Places]:
@@ -136,11 +153,12 @@ def _spread(units: Places, count: int) -> Array:
 def _rows(graph: ClassGraph, order: Sequence[Places], left: float, right: float) -> list[_Row]:
     rows: list[_Row] = []
     top, room = _TOP, right - left
-    gap = _DEEP_GAP if len(order) > _DEEP else _GAP
+    deep = len(order) > _DEEP
+    gap, tiers = (_DEEP_GAP, _TIERS[2:]) if deep else (_GAP, _TIERS)
     for layer, units, relevance in reversed(
         list(zip(graph.layers, order, graph.relevance, strict=True))
     ):
-        size, pitch, below = next((t for t in _TIERS if len(units) * t[1] <= room), _TIERS[-1])
+        size, pitch, below = next((t for t in tiers if len(units) * t[1] <= room), tiers[-1])
         lines = max(1, int(np.ceil(len(units) * pitch / room)))
         names = [str(layer.labels[k]) if layer.labels is not None else str(k) for k in units]
         widest = _CHARACTER * max(map(len, names), default=0) + 4
@@ -159,7 +177,7 @@ def _rows(graph: ClassGraph, order: Sequence[Places], left: float, right: float)
     return rows[::-1]
 
 
-def _edge(edge: tuple[int, int, int, int, float, float], rows: Sequence[_Row], lane: float) -> str:
+def _edge(edge: _Drawn, rows: Sequence[_Row], lane: float) -> str:
     source, target, from_, to, message, strength = edge
     low, high = rows[source], rows[target]
     a, b = int(np.flatnonzero(low.units == from_)[0]), int(np.flatnonzero(high.units == to)[0])
@@ -167,14 +185,16 @@ def _edge(edge: tuple[int, int, int, int, float, float], rows: Sequence[_Row], l
     u, v = high.x[b], high.y[b] + high.sides[b] / 2
     if high.labelled:
         v = high.top + high.height
+    turn = min(16.0, 0.3 * (y - v))
     if target - source == 1:
         path = (
             f"M{x:.1f} {y:.1f}C{x:.1f} {(y + v) / 2:.1f} {u:.1f} {(y + v) / 2:.1f} {u:.1f} {v:.1f}"
         )
     else:
         path = (
-            f"M{x:.1f} {y:.1f}C{x:.1f} {y - 16:.1f} {lane:.1f} {y - 4:.1f} {lane:.1f} {y - 22:.1f}"
-            f"V{v + 22:.1f}C{lane:.1f} {v + 4:.1f} {u:.1f} {v + 16:.1f} {u:.1f} {v:.1f}"
+            f"M{x:.1f} {y:.1f}C{x:.1f} {y - turn:.1f} {lane:.1f} {y - 4:.1f} "
+            f"{lane:.1f} {y - 1.4 * turn:.1f}V{v + 1.4 * turn:.1f}"
+            f"C{lane:.1f} {v + 4:.1f} {u:.1f} {v + turn:.1f} {u:.1f} {v:.1f}"
         )
     kind, colour, dash = (
         ("down", DOWN, ' stroke-dasharray="5 3"') if message < 0 else ("up", UP, "")
