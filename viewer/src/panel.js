@@ -12,6 +12,7 @@ const DASHED = 14;
 const REACH = 10;
 const PICTURED = 17;
 const MOST_ZOOM = 12;
+const LEAST_ROOM = 240;
 
 export class Panel {
   /** root: the section. told: what to do when a node is chosen, or the view is moved. */
@@ -74,9 +75,9 @@ export class Panel {
     if (this.scene) this.draw();
   }
 
-  /** The width there is for the graph. */
+  /** The width there is for the graph; a frame that is not shown yet has none. */
   get room() {
-    return Math.floor(this.root.select(".stage").node().clientWidth);
+    return Math.max(LEAST_ROOM, Math.floor(this.root.select(".stage").node().clientWidth));
   }
 
   /** scene: {graph, nodes, edges, chosen, box, stack, shapes, lanes, title, fresh, ...}. */
