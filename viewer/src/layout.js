@@ -1,6 +1,6 @@
 // Where nodes, layers and lanes lie, in CSS pixels of an unzoomed panel.
 import { scaleSqrt } from "d3-scale";
-import { labelOf, nameOf } from "./data.js";
+import { labelOf } from "./data.js";
 import { width as widthOf } from "./text.js";
 
 // From large nodes with a label to dots in a grid. below: room for a label under the node.
@@ -16,11 +16,11 @@ const WIDEST = 96;
 const SIDE = 12;
 const LABEL = 88;
 
-/** How each layer of a graph would like to be laid out in a row, or a grid, `room` wide. */
-export function shapes(graph, layers, room, tight) {
+/** How each layer is laid out in a row, or a grid, `room` wide; with pictures, labels go below. */
+export function shapes(graph, layers, room, tight, hasPicture) {
   const tiers = tight ? TIERS.slice(tight) : TIERS;
   return layers.map((nodes, k) => {
-    const pictured = nodes.some((node) => graph.examples?.[nameOf(graph, node)]);
+    const pictured = nodes.some(hasPicture);
     const tier = tiers.find(({ pitch }) => nodes.length * pitch <= room) ?? tiers.at(-1);
     const rows = Math.max(1, Math.ceil((nodes.length * tier.pitch) / room));
     const texts = nodes.map((node) => labelOf(graph, node));

@@ -107,6 +107,9 @@ function prune(shown) {
   return { ...shown, chosen, pinned: isUsual ? -1 : chosen, kept: layers, drawn, possible };
 }
 
+const pictureOf = (graph) => (node) =>
+  Boolean(examples[graph.examples?.[nameOf(graph, node)]?.[0]]?.image);
+
 /** Lay out what is pruned; all graphs of one layered shape share their rows. */
 function scenes(pruned) {
   const room = panels[0].room;
@@ -119,7 +122,7 @@ function scenes(pruned) {
   const laid = pruned.map((one) => ({ ...one, lanes: lanes(one.graph, one.drawn) }));
   const side = Math.max(...laid.map((one) => laneRoom(one.lanes.count)));
   const box = { width: room, gutter, left: gutter + 4, right: room - 8 - side, top: 8 };
-  const shaped = (tight) => laid.map((one) => shapes(one.graph, one.kept, box.right - box.left, tight));
+  const shaped = (tight) => laid.map((one) => shapes(one.graph, one.kept, box.right - box.left, tight, pictureOf(one.graph)));
   const alike = laid.length < 2 || comparable(laid[0].graph, laid[1].graph);
   const stack = (all, least) => {
     const own = all.map((shapes) => shapes.map(({ height }) => height));

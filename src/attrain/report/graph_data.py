@@ -30,11 +30,15 @@ def strongest(edges: Sequence[Edges], most: int) -> list[tuple[Places, Places, A
         into[target_layer] = into.get(target_layer, 0.0) + float(np.abs(messages).sum())
     found, shares = [], []
     for _, target_layer, messages in edges:
-        target, source = np.nonzero(messages)
-        values = np.asarray(messages, dtype=float)[target, source]
-        order = np.argsort(-np.abs(values), kind="stable")
-        found.append((target[order], source[order], values[order]))
-        shares.append(np.abs(values[order]) / (into[target_layer] or 1.0))
+        values = np.asarray(messages, dtype=float).ravel()
+        places = np.flatnonzero(values)
+        if len(places) > most:
+            # Of millions of edges only the few that can stay are put in order.
+            places = np.sort(places[np.argpartition(-np.abs(values[places]), most - 1)[:most]])
+        places = places[np.argsort(-np.abs(values[places]), kind="stable")]
+        target, source = np.unravel_index(places, np.shape(messages))
+        found.append((target, source, values[places]))
+        shares.append(np.abs(values[places]) / (into[target_layer] or 1.0))
     total = sum(map(len, shares))
     if total <= most:
         return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-from attrain.report.graph_data import Places, kept_nodes, smallest, strongest
+from attrain.report.graph_data import Places, kept_nodes, smallest
 from attrain.report.graph_input import Array, ClassGraph
 from attrain.report.numbers import plural
 from attrain.report.palette import LIGHT
@@ -89,23 +89,19 @@ def graph_svg(
 
 def _drawn(graph: ClassGraph, kept: Sequence[Places], share: float) -> list[_Drawn]:
     """Return the edges to draw, the weakest first."""
-    everything = sum(int(np.count_nonzero(messages)) for *_, messages in graph.edges)
-    into: dict[int, list[tuple[float, int, int, int]]] = {}
-    for (source, target, _), (to, from_, values) in zip(
-        graph.edges, strongest(graph.edges, everything), strict=True
-    ):
-        between = np.isin(to, kept[target]) & np.isin(from_, kept[source])
-        into.setdefault(target, []).extend(
-            (float(value), source, int(u), int(v))
-            for value, u, v in zip(values[between], from_[between], to[between], strict=True)
-        )
-    found = []
-    for target, edges in into.items():
-        edges.sort(key=lambda edge: -abs(edge[0]))
-        count = smallest(np.array([abs(edge[0]) for edge in edges]), share)
-        for message, source, from_unit, to_unit in edges[:count]:
-            strength = abs(message / edges[0][0])
-            found.append((source, target, from_unit, to_unit, message, strength))
+    into: dict[int, list[_Drawn]] = {}
+    for source, target, messages in graph.edges:
+        block = np.asarray(messages, dtype=float)[np.ix_(kept[target], kept[source])]
+        for row, column in zip(*np.nonzero(block), strict=True):
+            to, from_ = int(kept[target][row]), int(kept[source][column])
+            edge = (source, target, from_, to, float(block[row, column]), 1.0)
+            into.setdefault(target, []).append(edge)
+    found: list[_Drawn] = []
+    for edges in into.values():
+        edges.sort(key=lambda edge: -abs(edge[4]))
+        most = abs(edges[0][4])
+        count = smallest(np.array([abs(edge[4]) for edge in edges]), share)
+        found += [(*edge[:5], abs(edge[4]) / most) for edge in edges[:count]]
     found.sort(key=lambda edge: -edge[-1])
     return found[:MOST_DRAWN][::-1]
 
