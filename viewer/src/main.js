@@ -7,7 +7,8 @@ import { Panel } from "./panel.js";
 import { drawnEdges, keptEdges, keptNodes } from "./prune.js";
 import { DEFAULTS, hashOf, parsed, remember } from "./state.js";
 import { edgesFile, nodesFile, save, tables } from "./tables.js";
-import { count, percent, plural, short, width as widthOf } from "./text.js";
+import { percent, width as widthOf } from "./text.js";
+import { ablated, counts, leftOut, summary } from "./told.js";
 import { step } from "./walk.js";
 
 const root = document.documentElement;
@@ -167,34 +168,6 @@ function scenes(pruned) {
   });
 }
 
-// What is told about them -------------------------------------------------------------------------
-
-function counts({ graph, kept, drawn: edges, possible }) {
-  const shown = kept.reduce((sum, nodes) => sum + nodes.length, 0);
-  const units = graph.relevance.length;
-  const drawn = edges.length < possible ? `${count(edges.length)} of ${count(possible)} edges` : plural(edges.length, "edge");
-  return `${count(shown)} of ${plural(units, "node")}, ${drawn}`;
-}
-
-function leftOut(graph) {
-  let all = 0;
-  let held = 0;
-  for (const group of graph.groups) {
-    all += group.count;
-    for (let edge = group.start; edge < group.start + group.stored; edge += 1) held += graph.edges.share[edge];
-  }
-  const missed = all - graph.edges.message.length;
-  if (!missed) return "";
-  const share = 1 - held / new Set(graph.groups.map(({ target }) => target)).size;
-  return `This page holds the ${count(all - missed)} largest edges; the other ${count(missed)} hold ${percent(Math.max(0, share))} of |message|.`;
-}
-
-function ablated({ graph }) {
-  if (!graph.validation || !graph.output) return "";
-  const fall = (value) => percent(-value / Math.abs(graph.output));
-  return `without ${percent(graph.validation.share)} of |R|: output ${fall(graph.validation.drop)} (random nodes ${fall(graph.validation.random)})`;
-}
-
 /** What the two kinds of lines mean: of a difference, which model has more. */
 function legend(shown) {
   const [first, second] = page.panels.map(({ name }) => name);
@@ -203,18 +176,6 @@ function legend(shown) {
   at("legend-down").textContent = differs ? `more in ${first}` : "speaks against it";
   document.querySelector("[for=sign-positive]").textContent = differs ? "more" : "for";
   document.querySelector("[for=sign-negative]").textContent = differs ? "less" : "against";
-}
-
-function summary(scenes, shown) {
-  const parts = scenes.map((scene) => `${scene.name}: ${counts(scene)}.`);
-  const chosen = scenes.filter(({ chosen }) => chosen >= 0).map((scene) => {
-    const { graph, chosen } = scene;
-    const ins = graph.incoming(chosen).length;
-    const outs = graph.outgoing(chosen).length;
-    return `${scene.name}: ${nameOf(graph, chosen)}, relevance ${short(graph.relevance[chosen])}, ${ins} edges in, ${outs} out.`;
-  });
-  const lacking = shown.filter(({ graph }) => !graph).map(({ name }) => `${name} has no graph of this class.`);
-  return [...(chosen.length ? chosen : parts), ...lacking].join(" ");
 }
 
 // Drawing -----------------------------------------------------------------------------------------

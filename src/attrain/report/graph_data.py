@@ -1,7 +1,7 @@
 """An attribution graph as compact JSON that is safe inside a page, and which of it is kept."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,45 +72,42 @@ def smallest(sizes: Array, share: float) -> int:
 
 def graph_json(graph: ClassGraph, most: int = MOST_EDGES) -> str:
     """Return a graph as JSON, numbers to four significant digits, at most `most` edges."""
-    groups = []
-    for (source, target, messages), (to, from_, values) in zip(
-        graph.edges, strongest(graph.edges, most), strict=True
-    ):
-        sizes = np.abs(messages)
-        groups.append(
-            f'{{"source":{source},"target":{target},"count":{np.count_nonzero(sizes)},'
-            f'"total":{sizes.sum():.4g},"from":{_integers(from_)},"to":{_integers(to)},'
-            f'"message":{_numbers(values)}}}'
-        )
-    layers = []
-    for k, layer in enumerate(graph.layers):
-        fields: dict[str, Any] = {"name": layer.name, "kind": layer.kind}
-        sinks = ",".join(f"{_text(name)}:{value:.4g}" for name, value in layer.sinks.items())
-        parts = [_text(fields)[:-1], f'"sinks":{{{sinks}}}']
-        parts.append(f'"relevance":{_numbers(graph.relevance[k])}')
-        if layer.labels is not None:
-            parts.append(f'"labels":{_text([str(label) for label in layer.labels])}')
-        ablation = graph.ablation[k] if graph.ablation is not None else None
-        if ablation is not None:
-            parts.append(f'"ablation":{_numbers(ablation)}')
-        random = graph.random_ablation[k] if graph.random_ablation is not None else None
-        if random is not None:
-            parts.append(f'"random":{_numbers(np.array([random]))[1:-1]}')
-        layers.append(",".join(parts) + "}")
     about: dict[str, Any] = {"name": graph.name, "samples": graph.samples}
-    about["examples"] = _examples(graph.examples)
+    about["output"] = _short(graph.output)
+    about["examples"] = {
+        f"{name}:{unit}": list(map(int, places)) for (name, unit), places in graph.examples.items()
+    }
     if graph.validation is not None:
-        found = graph.validation
-        about["validation"] = {
-            "share": round(found.share, 4),
-            "drop": _short(found.drop),
-            "random": _short(found.random),
-            "spread": _short(found.spread),
-            "seeds": found.seeds,
-        }
+        found = vars(graph.validation)
+        about["validation"] = {key: _short(value) for key, value in found.items()}
+    layers = ",".join(_layer_json(graph, k) for k in range(len(graph.layers)))
+    kept = strongest(graph.edges, most)
+    groups = ",".join(map(_group_json, graph.edges, kept))
+    return f'{_text(about)[:-1]},"layers":[{layers}],"edges":[{groups}]}}'
+
+
+def _layer_json(graph: ClassGraph, place: int) -> str:
+    layer = graph.layers[place]
+    about: dict[str, Any] = {"name": layer.name, "kind": layer.kind}
+    about["sinks"] = {name: _short(value) for name, value in layer.sinks.items()}
+    if layer.labels is not None:
+        about["labels"] = [str(label) for label in layer.labels]
+    random = graph.random_ablation[place] if graph.random_ablation is not None else None
+    if random is not None:
+        about["random"] = _short(random)
+    ablation = graph.ablation[place] if graph.ablation is not None else None
+    measured = f',"ablation":{_numbers(ablation)}' if ablation is not None else ""
+    return f'{_text(about)[:-1]},"relevance":{_numbers(graph.relevance[place])}{measured}}}'
+
+
+def _group_json(edges: Edges, kept: tuple[Places, Places, Array]) -> str:
+    source_layer, target_layer, messages = edges
+    target, source, values = kept
+    sizes = np.abs(messages)
     return (
-        f'{_text(about)[:-1]},"output":{graph.output:.4g},'
-        f'"layers":[{",".join(layers)}],"edges":[{",".join(groups)}]}}'
+        f'{{"source":{source_layer},"target":{target_layer},"count":{np.count_nonzero(sizes)},'
+        f'"total":{sizes.sum():.4g},"from":{_integers(source)},"to":{_integers(target)},'
+        f'"message":{_numbers(values)}}}'
     )
 
 
@@ -133,10 +130,6 @@ def safe_json(value: Any) -> str:
 
 def _address(image: Array | str) -> str:
     return image if isinstance(image, str) else raster.photograph(np.asarray(image, dtype=float))
-
-
-def _examples(examples: Mapping[tuple[str, int], Sequence[int]]) -> Mapping[str, list[int]]:
-    return {f"{name}:{unit}": list(map(int, places)) for (name, unit), places in examples.items()}
 
 
 def _text(value: Any) -> str:
