@@ -6,13 +6,17 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 Json = dict[str, Any]
 
-KEYS = {"Enter": 13, "End": 35, "ArrowRight": 39}
+KEYS = {
+    "Enter": 13, "Escape": 27, "End": 35,
+    "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,
+}  # fmt: skip
 
 
 def find() -> str | None:
@@ -94,19 +98,33 @@ class Page:
                 result: Json = answer["result"]
                 return result
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    def open(
+        self,
+        path: Path,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        fragment: str = "",
+    ) -> None:
         """Open a file and wait until it is loaded."""
         self.resize(width, height)
+        if fragment:
+            # Another fragment alone would not load the page anew.
+            self._navigate("about:blank")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self._navigate(path.resolve().as_uri() + fragment)
+
+    def _navigate(self, address: str) -> None:
         seen = len(self.events)
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=address)
         while not any(e["method"] == "Page.loadEventFired" for e in self.events[seen:]):
             self._receive()
 
-    def resize(self, width: int, height: int) -> None:
-        """Give the window a size in CSS pixels."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    def resize(self, width: int, height: int, density: float = 1) -> None:
+        """Give the window a size in CSS pixels, each `density` pixels of the screen wide."""
+        size = {"width": width, "height": height, "deviceScaleFactor": density}
+        size["mobile"] = width < 600
         self.send("Emulation.setDeviceMetricsOverride", **size)
 
     def run(self, script: str) -> Any:
@@ -115,6 +133,39 @@ class Page:
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description"))
         return answer["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 10) -> Any:
+        """Run an expression until its value is true, and return that."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"never true: {script}")
+            time.sleep(0.02)
+        return value
+
+    def run_in_frame(self, script: str) -> Any:
+        """Run an expression in the frame that is cut off from its page; hear its complaints."""
+        targets = self.send("Target.getTargets")["targetInfos"]
+        frame = next(target for target in targets if target["type"] == "iframe")
+        attach = {"targetId": frame["targetId"], "flatten": True}
+        inner = self.send("Target.attachToTarget", **attach)["sessionId"]
+        outer, self._session = self._session, inner
+        try:
+            for domain in ("Runtime", "Log"):
+                self.send(f"{domain}.enable")
+            return self.wait(script)
+        finally:
+            self._session = outer
+
+    def click(self, x: float, y: float) -> None:
+        """Click with the mouse."""
+        about: Json = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, **about)
+
+    def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        self.send("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
         """Press and release a key."""
