@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class AttributionGraph:
         batch_size: int = 128,
         progress: bool = False,
         additional_forward_args: Any = None,
+        nodes: Literal["units", "blocks"] | None = None,
         **options: Any,
     ) -> "AttributionGraph":
         """Return the graph of an explained output, the mean over a batch.
@@ -79,6 +80,9 @@ class AttributionGraph:
             its values where a linear layer takes it, else its channels or its last axis.
         method: "lrp"; "gradient", value times gradient, without the rules of credit; or
             "integrated_gradients", that on the way from a baseline.
+        nodes: "units"; "blocks" of a transformer: tokens, heads and MLPs, joined by its residual
+            stream, with attention weights held constant and epsilon 0 unless it is given; or
+            None: units, and blocks where attention mixes them.
         options: of lrp: rule, rules, epsilon, batch_norm, opposite_sign, gate; of
             integrated_gradients: baselines (0, a number or a tensor shaped as a sample) and
             n_steps (32).
@@ -91,7 +95,7 @@ class AttributionGraph:
 
         return of_batch(
             model, x, target, method=method, batch_size=batch_size, progress=progress,
-            additional_forward_args=additional_forward_args, **options,
+            additional_forward_args=additional_forward_args, nodes=nodes, **options,
         )  # fmt: skip
 
     @classmethod

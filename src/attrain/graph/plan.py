@@ -37,11 +37,15 @@ class Nodes:
 class Plan:
     """The layers of a model's graph, and for each call that counts what is taken down there.
 
+    constants: for some calls, the position of an argument that is held constant.
+    blocks: whether nodes are the blocks of a transformer, and attention weights constant.
     output: the units of the model's output [2, ...].
     """
 
     nodes: list[Nodes] = field(default_factory=list)
     calls: list[tuple[Any, tuple[steps.Step, ...]]] = field(default_factory=list)
+    constants: dict[int, int] = field(default_factory=dict)
+    blocks: bool = False
     output: Units | None = None
     output_owes: float = 0.0
 

@@ -128,7 +128,8 @@ class Reading:
         if out.shape == first.unit.shape:
             units.put(out, first)
         elif out.numel() >= first.unit.numel():
-            units.put(out, Units(first.unit.expand(out.shape), first.sample.expand(out.shape)))
+            spread = first.unit.expand(out.shape), first.sample.expand(out.shape)
+            units.put(out, Units(*spread, first.why))
         else:
             self._mix(out, self._told())
         self._refund(out)
@@ -170,7 +171,8 @@ class Reading:
             return self._mix(out, self._told())
         if unit.shape != out.shape:
             return self._mix(out, self._told())
-        units.put(out, Units(unit, sample))
+        why = next((each.why for _, each, _ in self.before if each.mixed), "")
+        units.put(out, Units(unit, sample, why))
         self._refund(out)
         return None
 
@@ -199,6 +201,8 @@ class Reading:
 
     def _pooled(self, out: Tensor, first: Units) -> None:
         """Keep units whose values were pooled among themselves."""
+        if first.mixed:
+            return self._mix(out, first.why)
         unit, sample = first.unit, first.sample
         if out.ndim < unit.ndim:  # an axis is gone: the one whose removal leaves this shape
             gone = [axis for axis in range(unit.ndim)

@@ -25,9 +25,9 @@ _SEEN = Units(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
 class Recorder(TorchFunctionMode):
     """Follows the plan of a model call by call; what it takes down is in `totals`."""
 
-    def __init__(self, plan: Plan, totals: Totals) -> None:
+    def __init__(self, plan: Plan, totals: Totals, samples: int) -> None:
         super().__init__()
-        self.plan, self.totals, self.next = plan, totals, 0
+        self.plan, self.totals, self.samples, self.next = plan, totals, samples, 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -36,19 +36,34 @@ class Recorder(TorchFunctionMode):
         rule = REGISTRY.get(func)
         family = getattr(rule, "func", rule)
         if family is linear.embedded:
-            self._due(func)
-            return self._seen(steps.as_leaf(func(*args, **kwargs)))
+            return self._embedded(func, args, kwargs)
         if family is bookkeeping or next(steps.carrying(args, kwargs), None) is None:
             return func(*args, **kwargs)
         if family is product.opened:
             with self:
                 return product.body_of(func)(*args, **kwargs)
+        if self.plan.blocks and family is product.attention:
+            with self:
+                return steps.attended(*args, **kwargs)
+        held = self.plan.constants.get(self.next)
         due = self._due(func)
+        if held is not None:
+            args = (*args[:held], args[held].detach(), *args[held + 1 :])
         kept = [step.before(self.totals, args, kwargs) for step in due]
         out = func(*args, **kwargs)
         for step, each in zip(due, kept, strict=True):
             step.after(self.totals, each, args, kwargs, out)
         return self._seen(out)
+
+    def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        if not steps.is_input(out, self.samples) or (self.plan.blocks and out.ndim != 3):
+            return out
+        due = self._due(func)
+        out = self._seen(steps.as_leaf(out))
+        for step in due:
+            step.after(self.totals, None, args, kwargs, out)
+        return out
 
     def end(self) -> None:
         """Raise InputError where the model made fewer calls than the plan has."""
@@ -93,7 +108,7 @@ def record(
     plain gradient. Runs inside `attribution.lrp.frozen(model)`, as the credit was made.
     """
     leaf = x.detach()
-    recorder = Recorder(plan, totals)
+    recorder = Recorder(plan, totals, len(x))
     with torch.enable_grad(), rules:
         entry = leaf
         if x.is_floating_point():

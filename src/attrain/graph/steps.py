@@ -31,17 +31,58 @@ rules of other functions do not conserve.
 """
 
 
-def carrying(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Where, Tensor]]:
-    """Yield the arguments, and where they stand, that belong to units."""
+def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Where, Tensor]]:
+    """Yield all tensors among the arguments, and where they stand."""
     placed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     for key, value in placed:
         if isinstance(value, Tensor):
-            if units.of(value) is not None:
-                yield key, value
+            yield key, value
         elif isinstance(value, (list, tuple)):
             for index, each in enumerate(value):
-                if isinstance(each, Tensor) and units.of(each) is not None:
+                if isinstance(each, Tensor):
                     yield (key, index), each
+
+
+def carrying(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Where, Tensor]]:
+    """Yield the arguments, and where they stand, that belong to units."""
+    for where, tensor in tensors_of(args, kwargs):
+        if units.of(tensor) is not None:
+            yield where, tensor
+
+
+def each_of(out: Any) -> list[Tensor]:
+    """Return the tensors that a call returned."""
+    if isinstance(out, Tensor):
+        return [out]
+    if isinstance(out, (list, tuple)):
+        return [tensor for each in out for tensor in each_of(each)]
+    return []
+
+
+def carries(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether any argument belongs to units."""
+    return next(carrying(args, kwargs), None) is not None
+
+
+def attended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return what `scaled_dot_product_attention` does, as a product with constant weights."""
+    repeats = query.shape[-3] // key.shape[-3] if enable_gqa else 1
+    if repeats > 1:
+        key, value = (each.repeat_interleave(repeats, -3) for each in (key, value))
+    with torch.no_grad():
+        _, weights = torch.ops.aten._scaled_dot_product_attention_math(
+            query.detach(), key.detach(), value.detach(), attn_mask, 0.0, is_causal, scale=scale
+        )
+    return torch.matmul(weights.detach(), value)
 
 
 def at(where: Where, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -57,6 +98,11 @@ def at(where: Where, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
 def as_leaf(out: Tensor) -> Tensor:
     """Return a tensor at which credit ends, though nothing before it carries any."""
     return out.detach().requires_grad_()
+
+
+def is_input(out: Tensor, samples: int) -> bool:
+    """Tell whether what an embedding made is of the samples, and not of their places alone."""
+    return out.ndim > 1 and len(out) == samples
 
 
 class Totals:
@@ -162,6 +208,22 @@ class Totals:
         edges[group].index_add_(1, self.columns[index][columns], found)
         self.relevance[group].index_add_(0, columns, found.sum(0))
 
+    def received(self, index: int, source: Tensor, rows: Tensor, found: Tensor) -> None:
+        """Add messages [G, P, K] from units `source` [P] to units `rows` [K] of layer `index`."""
+        kept = rows >= 0
+        rows, found = rows[kept], found[:, :, kept]
+        nobody = source < 0
+        if bool(nobody.any()):
+            self.sink("bias", rows, found[:, nobody].sum(1))
+            source, found = source[~nobody], found[:, ~nobody]
+        edges = self.edges[index]
+        assert edges is not None
+        group = torch.arange(self.groups, device=found.device)[:, None, None]
+        out = rows - self.nodes[index].start
+        column = self.columns[index][source][:, None]
+        edges.index_put_((group, out, column), found, accumulate=True)
+        self.relevance.index_add_(1, source, found.sum(2))
+
     def meeting(self, index: int, out: Tensor, source: Tensor, found: Tensor) -> None:
         """Add messages [G, K] from units `source` [K] to units `out` [K] of layer `index`."""
         kept = source >= 0
@@ -186,7 +248,7 @@ class Step(Protocol):
         """Look at what the call returned."""
 
 
-def _hook(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
+def hook(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
     """Let `take` have the credit of a tensor, once it is known."""
     if tensor.requires_grad:
 
@@ -219,7 +281,7 @@ class Epsilon:
             total = totals.summed(self.by, lost) * self.epsilon
             totals.sink("epsilon", self.by.unit, total)
 
-        _hook(z, take)
+        hook(z, take)
 
     def after(self, *_: Any) -> None:
         """Nothing is left to do."""
@@ -248,7 +310,7 @@ class Deferred:
             total = totals.summed(self.by, lost) * self.epsilon
             totals.sink("epsilon", self.by.unit, total)
 
-        _hook(made, take)
+        hook(made, take)
 
 
 @dataclass(frozen=True)
@@ -280,7 +342,7 @@ class Shift:
         def take(credit: Tensor) -> None:
             totals.sink(self.kind, self.by.unit, totals.summed(self.by, offset * credit))
 
-        _hook(out, take)
+        hook(out, take)
 
 
 def added(
@@ -426,7 +488,7 @@ class Layer:
                 assert some is not None and credit is not None
                 self._add(totals, group, taken._replace(a=some), credit, value, axis)
 
-        _hook(out, take)
+        hook(out, take)
 
     def _add(
         self, totals: Totals, group: int, taken: Any, s: Tensor, z: Tensor | None, axis: int
@@ -491,7 +553,7 @@ class Meeting:
                 source = self.pairs[self.by.unit][:, branch]
                 totals.meeting(self.index, self.by.unit, source, total)
 
-        _hook(out, take)
+        hook(out, take)
 
     def _changes(
         self, args: Any, kwargs: Any, kept: Sequence[Tensor], before: Sequence[Tensor]

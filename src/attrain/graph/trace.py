@@ -36,7 +36,7 @@ def trace(model: nn.Module, credit: LFP, x: Tensor, args: tuple[Any, ...] = ()) 
     """
     errors: list[tuple[int, Untraceable]] = []
     for unit in _inputs(x):
-        tracer = _Tracer(model, credit)
+        tracer = Tracer(model, credit)
         try:
             return tracer.run(x, unit, args)
         except Untraceable as refused:
@@ -60,7 +60,7 @@ def _inputs(x: Tensor) -> list[Tensor | None]:
     return found
 
 
-class _Tracer(TorchFunctionMode):
+class Tracer(TorchFunctionMode):
     """Sees every call, hands on the units of what it took, and writes the plan."""
 
     def __init__(self, model: nn.Module, credit: LFP) -> None:
@@ -78,6 +78,8 @@ class _Tracer(TorchFunctionMode):
         self.kept: list[Tensor] = []  # what is told apart by identity has to live on
         self.paid: set[tuple[int, int]] = set()
         self.deferred: list[tuple[int, tuple[int, int], steps.Step]] = []
+        self.starting: list[steps.Step] = []
+        self.last: tuple[Any, Any] = (), {}
 
     def run(self, x: Tensor, unit: Tensor | None, args: tuple[Any, ...]) -> Plan:
         """Return the plan of a run on x, whose values belong to the inputs `unit`."""
@@ -133,6 +135,7 @@ class _Tracer(TorchFunctionMode):
                   if (each := units.of(tensor)) is not None]  # fmt: skip
         names = [(id(tensor), tensor._version) for _, tensor in carrying]
         self.kept += [tensor for _, tensor in carrying]
+        self.last = args, kwargs
         out = func(*args, **kwargs)
         step = Reading(self, func, rule, family, args, kwargs, out, before, owed, names)
         self.plan.calls.append((func, tuple(step.read())))
@@ -150,7 +153,10 @@ class _Tracer(TorchFunctionMode):
         return 0.0 if mark is None or id(tensor) in self.refunded else mark.epsilon
 
     def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        out = steps.as_leaf(func(*args, **kwargs))
+        out = func(*args, **kwargs)
+        if not steps.is_input(out, 2):
+            return out
+        out = steps.as_leaf(out)
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         made = self.plan.add(self.named(weight, "embedding"), "embedding", out.shape[-1])
         unit = torch.arange(made.start, made.start + made.count, device=out.device)
