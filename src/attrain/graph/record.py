@@ -36,8 +36,8 @@ class Recorder(TorchFunctionMode):
         rule = REGISTRY.get(func)
         family = getattr(rule, "func", rule)
         if family is linear.embedded:
-            self._due(func)
-            return self._seen(steps.as_leaf(func(*args, **kwargs)))
+            due, out = self._due(func), func(*args, **kwargs)
+            return out if due else self._seen(steps.as_leaf(out))
         if family is bookkeeping or next(steps.carrying(args, kwargs), None) is None:
             return func(*args, **kwargs)
         if family is product.opened:

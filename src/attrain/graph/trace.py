@@ -68,11 +68,10 @@ class _Tracer(TorchFunctionMode):
         self.model, self.credit, self.plan = model, credit, Plan()
         self.settings = credit._settings
         self.epsilon = credit.epsilon
-        self.owners = {
-            id(parameter): name
-            for name, module in model.named_modules()
-            for parameter in module.parameters(recurse=False)
-        }
+        self.owners: dict[int, list[str]] = {}
+        for name, module in model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                self.owners.setdefault(id(parameter), []).append(name)
         self.inside: list[str] = []
         self.refunded: set[int] = set()  # calls' outputs whose stabiliser their layer gives back
         self.kept: list[Tensor] = []  # what is told apart by identity has to live on
@@ -81,7 +80,7 @@ class _Tracer(TorchFunctionMode):
 
     def run(self, x: Tensor, unit: Tensor | None, args: tuple[Any, ...]) -> Plan:
         """Return the plan of a run on x, whose values belong to the inputs `unit`."""
-        leaf = x.detach()
+        leaf, self.count = x.detach(), len(x)
         with torch.enable_grad(), _named_modules(self.model, self.inside), self.credit:
             entry = leaf
             if unit is not None:
@@ -109,9 +108,11 @@ class _Tracer(TorchFunctionMode):
                 f"the model returns the shape [N, {', '.join(map(str, out.shape[1:]))}], and a "
                 "graph is made of scores [N, classes] or [N] that depend on the inputs."
             )
-        mark = marks.get(out)
         self.plan.output = found
-        self.plan.output_owes = 0.0 if mark is None or id(out) in self.refunded else mark.epsilon
+        # Where the output is taken by others, too, it is counted with what they pay.
+        owes = (id(out), out._version) not in self.paid
+        self.plan.output_owes = self._owed(out) if owes else 0.0
+        self.plan.settle()
         return self.plan
 
     def __torch_function__(
@@ -150,7 +151,11 @@ class _Tracer(TorchFunctionMode):
         return 0.0 if mark is None or id(tensor) in self.refunded else mark.epsilon
 
     def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        out = steps.as_leaf(func(*args, **kwargs))
+        out = func(*args, **kwargs)
+        if out.ndim < 2 or len(out) != self.count:
+            self.plan.calls.append((func, (steps.Constant(),)))
+            return out
+        out = steps.as_leaf(out)
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         made = self.plan.add(self.named(weight, "embedding"), "embedding", out.shape[-1])
         unit = torch.arange(made.start, made.start + made.count, device=out.device)
@@ -162,10 +167,10 @@ class _Tracer(TorchFunctionMode):
 
     def named(self, weight: Any, kind: str) -> str:
         """Return the name of a layer: its module's, or where it stands."""
-        owner = self.owners.get(id(weight))
-        if owner is not None:
-            return owner or kind
-        return self.here(kind)
+        owners = self.owners.get(id(weight), [])
+        running = [name for name in owners if name in self.inside[-1:]]
+        owner = next(iter([*running, *owners]), "")
+        return owner or self.here(kind)
 
     def here(self, kind: str) -> str:
         """Return the name of what is computed inside the innermost module."""

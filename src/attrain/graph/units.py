@@ -63,9 +63,14 @@ def constant_axes(numbers: Tensor) -> tuple[int, ...]:
 
 def batch_axis(units: Units) -> int | None:
     """Return the axis that counts the samples, None where there is no such one."""
-    varying = [axis for axis in range(units.sample.ndim)
-               if axis not in constant_axes(units.sample)]  # fmt: skip
-    return varying[0] if len(varying) == 1 else None
+    constant = constant_axes(units.sample)
+    varying = [axis for axis in range(units.sample.ndim) if axis not in constant]
+    if len(varying) != 1:
+        return None
+    samples = units.sample.movedim(varying[0], 0)
+    numbers = samples.reshape(len(samples), -1)[:, 0]
+    counted = torch.arange(len(numbers), device=numbers.device)
+    return varying[0] if torch.equal(numbers, counted) else None
 
 
 @dataclass(frozen=True)
