@@ -28,7 +28,7 @@ _NORMS = (
     norm.normalize, norm.local_response_norm,
 )  # fmt: skip
 _MEETING = (linear.summed, linear.blended, product.product, product.quotient)
-_DEFERRING = (activation.relu, linear.passed, linear.cast, linear.negated)
+_DEFERRING = (activation.relu, linear.passed, linear.cast, linear.negated, linear.thinned)
 _WINNERS = frozenset("max min amax amin median topk sort msort kthvalue cummax cummin".split())
 _LARGER = frozenset("maximum minimum fmax fmin".split())
 
@@ -84,6 +84,8 @@ class Reading:
     def read(self) -> list[steps.Step]:
         """Put the units on what the call made, and return what is to be taken down."""
         found = list(self._epsilons())
+        if self.in_place and self.family not in _DEFERRING:
+            self.context.refunded.discard(id(self.out))
         if self.family in (linear.written, linear.overwritten):
             found += self._written(self.args[0])
         elif isinstance(self.out, Tensor):
@@ -149,9 +151,13 @@ class Reading:
 
     def _refund(self, out: Tensor) -> None:
         """Remember that a stabiliser which was given back is still owed by name alone."""
-        if self.family in _DEFERRING and id(self.before[0][2]) in self.context.refunded:
+        if self.family in _DEFERRING and self._refunded:
             self.context.refunded.add(id(out))
             self.context.kept.append(out)
+
+    @property
+    def _refunded(self) -> bool:
+        return id(self.before[0][2]) in self.context.refunded
 
     def _mix(self, out: Tensor, why: str) -> None:
         mixed = torch.full(out.shape, MIXED, device=out.device)
@@ -182,9 +188,9 @@ class Reading:
         name = self._name()
         if name == "masked_fill":
             self._keep(out, self.before[0][1])
-            return self._shifts(out, steps.filled)
+            return self._shifts(out, partial(steps.filled, self._spare))
         if name in ("pad", "constant_pad_nd") and self._padded(out):
-            return self._shifts(out, partial(steps.padded, self.before[0][0]))
+            return self._shifts(out, partial(steps.padded, self._spare, self.before[0][0]))
         if self.family is linear.passed and not self._moves_values():
             self._pooled(out, index)
             return []
@@ -321,6 +327,7 @@ class Reading:
             self._mix(out, mixed.why if mixed is not None else self._told())
         else:
             units.put(out, found)
+            self._refund(out)
 
     def _by_statistic(self, all_units: list[Units]) -> Units | None:
         """Return the units of a value that is normalised by its own statistic, a constant."""
@@ -380,7 +387,14 @@ class Reading:
         mark = marks.get(out)
         if len(self.before) != 1 or (mark is not None and mark.curved):
             return []
-        return self._shifts(out, partial(steps.added, self._name(), self.before[0][0]))
+        offset = partial(steps.added, self._spare, self._name(), self.before[0][0])
+        return self._shifts(out, offset)
+
+    @property
+    def _spare(self) -> float:
+        """The stabiliser of constants among values whose own is given back."""
+        deferred = self.family in _DEFERRING and self._refunded
+        return self.context.epsilon if deferred else 0.0
 
     def _shifts(self, out: Tensor, offset: Any, kind: str = "bias") -> list[steps.Step]:
         each = units.of(out)

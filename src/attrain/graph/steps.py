@@ -301,30 +301,32 @@ class Shift:
 
 
 def added(
-    name: str, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+    owed: float, name: str, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
 ) -> Tensor:
     """Return what a sum adds to the share of the argument at `where`."""
     value = at(where, args, kwargs).detach()
     if name in ("maximum", "minimum", "fmax", "fmin"):
-        return torch.where(out == value, torch.zeros_like(out), out)
+        return torch.where(out == value, torch.zeros_like(out), stabilised(out, owed))
     second = where in (2, "other") if name == "where" else where in (1, "other", "end")
     zero = torch.zeros_like(value)
     pair = (zero, value) if second else (value, zero)
     return out - shares_of(name, "sum")(args, kwargs, *pair)[second]
 
 
-def filled(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+def filled(owed: float, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
     """Return what `masked_fill` puts in place of the values that it takes out."""
     names = ("input", "mask", "value")
     given = dict(zip(names, args, strict=False)) | kwargs
-    return torch.where(given["mask"], out, torch.zeros_like(out))
+    return torch.where(given["mask"], stabilised(out, owed), torch.zeros_like(out))
 
 
-def padded(where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+def padded(
+    owed: float, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+) -> Tensor:
     """Return what padding puts around the values that it takes."""
     sides = args[1] if len(args) > 1 else kwargs["pad"]
     inner = torch.nn.functional.pad(torch.ones_like(at(where, args, kwargs)), sides)
-    return out * (1 - inner)
+    return stabilised(out, owed) * (1 - inner)
 
 
 def _affine(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
