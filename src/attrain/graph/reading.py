@@ -362,7 +362,8 @@ class Reading:
                 continue
             mark = marks.get(outs[0]) if outs else None
             if self.family in _DEFERRING and mark is not None and mark.epsilon == epsilon:
-                self.waiting += [(name, out, epsilon) for out in outs]
+                # What is the same tensor still owes its own.
+                self.waiting += [(name, out, epsilon) for out in outs if out is not tensor]
             else:
                 self.context.paid.add(name)
                 if where == 0 and self.in_place and tensor._base is not None:
