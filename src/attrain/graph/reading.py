@@ -72,7 +72,7 @@ class Reading:
     before: list[tuple[steps.Where, Units, Tensor]]
     owed: list[tuple[steps.Where, float, Tensor]]
     names: list[tuple[int, int]]
-    waiting: list[tuple[tuple[int, int], Tensor, float]] = field(default_factory=list)
+    waiting: list[tuple[tuple[int, int], Tensor, Tensor, float]] = field(default_factory=list)
     scattered: bool = False
     part: bool = False
 
@@ -363,7 +363,11 @@ class Reading:
             mark = marks.get(outs[0]) if outs else None
             if self.family in _DEFERRING and mark is not None and mark.epsilon == epsilon:
                 # What is the same tensor still owes its own.
-                self.waiting += [(name, out, epsilon) for out in outs if out is not tensor]
+                known = {id(taken) for _, taken, _, _ in self.waiting}
+                if id(tensor) not in known:
+                    self.waiting += [
+                        (name, tensor, out, epsilon) for out in outs if out is not tensor
+                    ]
             else:
                 self.context.paid.add(name)
                 if where == 0 and self.in_place and tensor._base is not None:
@@ -373,8 +377,8 @@ class Reading:
 
     def _deferrals(self) -> None:
         """Remember what the call took without paying, and what it made that owes the same."""
-        for name, out, epsilon in self.waiting:
-            each = units.of(out)
+        for name, tensor, out, epsilon in self.waiting:
+            each = self._coming_from(tensor, out)
             by = None if each is None or each.mixed else units.sums(each)
             self.scattered |= by is None and each is not None and not each.mixed
             if by is not None:
@@ -382,6 +386,32 @@ class Reading:
                     by, epsilon, None if out is self.out else _index(out, self.out)
                 )
                 self.context.deferred.append((len(self.context.plan.calls), name, step))
+
+    def _coming_from(self, tensor: Tensor, out: Tensor) -> Units | None:
+        """Return the units of what a call made of one of the tensors that it took."""
+        each = units.of(out)
+        if each is None or each.mixed or len(self.before) == 1:
+            return each
+        from_it = {
+            id(taken): torch.full(taken.shape, float(taken is tensor), device=taken.device)
+            for _, _, taken in self.before
+        }
+
+        def mapped(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                other = value if not value.is_floating_point() else torch.zeros_like(value)
+                return from_it.get(id(value), other.detach())
+            if isinstance(value, (list, tuple)):
+                return type(value)(mapped(each) for each in value)
+            return value
+
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            made = self.func(
+                *map(mapped, self.args), **{key: mapped(each) for key, each in self.kwargs.items()}
+            )
+        if out is not self.out:
+            made = _tensors(made)[_index(out, self.out)]
+        return each._replace(unit=torch.where(made > 0.5, each.unit, NOBODY))
 
     def _shifted(self, out: Tensor) -> list[steps.Step]:
         """Return what constants and parameters add to the units of one tensor."""
