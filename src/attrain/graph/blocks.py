@@ -96,6 +96,9 @@ class _BlockTracer(Tracer):
                 return product.body_of(func)(*args, **kwargs)
         return self._streamed(func, types, family, args, kwargs, found)
 
+    def settle_plan(self) -> None:
+        """Nothing: the plan by blocks is made anew."""
+
     # What enters the stream -----------------------------------------------------------------------
 
     def _with_constants(self, family: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -153,7 +156,8 @@ class _BlockTracer(Tracer):
 
     def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raw = func(*args, **kwargs)
-        if not steps.is_input(raw, 2) or raw.ndim != 3:
+        if raw.ndim != 3 or len(raw) != self.count:
+            self.plan.calls.append((func, (steps.Constant(),)))
             return raw
         out = steps.as_leaf(raw)
         weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -409,6 +413,9 @@ class _BlockTracer(Tracer):
         """Prepare parts of a layer's output, by the heads or the MLP that it takes."""
         columns = layer.columns
         groups, numbers = [], []
+        if bool((columns == NOBODY).any()):
+            groups.append((columns == NOBODY).nonzero()[:, 0])
+            numbers.append(NOBODY)
         for source in self.plan.feeding(columns):
             nodes = self.plan.nodes[source]
             inside = (columns >= nodes.start) & (columns < nodes.start + nodes.count)

@@ -202,12 +202,14 @@ def graph_of(
         span = slice(nodes.start, nodes.start + nodes.count)
         relevance[nodes.name] = (totals.relevance[group, span] * each).cpu()
         incoming = totals.edges[index]
-        if incoming is None:
-            continue
-        edges[nodes.name] = (incoming[group] * each).cpu()
         known = {
             name: (totals.sinks[name][group, span] * each).cpu() for name in SINKS if name != "rest"
         }
+        if incoming is None:
+            if any(bool(values.any()) for values in known.values()):
+                sinks[nodes.name] = known
+            continue
+        edges[nodes.name] = (incoming[group] * each).cpu()
         found = relevance[nodes.name] - edges[nodes.name].sum(1)
         known["rest"] = found - torch.stack(list(known.values())).sum(0)
         sinks[nodes.name] = known

@@ -27,12 +27,13 @@ class AttributionGraph:
     ----------
     layers: their names, from the inputs to the output.
     kinds: of each layer, "input", "embedding", "linear", "convolution", "sum", "product",
-        "attention" or "mlp".
+        "attention" or "mlp", or "output" where the outputs belong to several layers.
     relevance: of each layer [units].
     sources: of each layer, the layers that feed it; the inputs have none.
     edges: of each layer with sources [out, in], where `in` counts the units of its sources in
         their order. edges[name][j, i] is the message from unit i to unit j: r_ij.
-    sinks: of each layer with sources, by name what else makes up its relevance [units]: "bias",
+    sinks: of each layer with sources, and of inputs that are shifted before the first one, by
+        name what else makes up its relevance [units]: "bias",
         "normalisation" (its shift), "epsilon" (the stabilisers), "rule" (what a rule of layers
         drops), "rest" (what other rules do not conserve) and, after pruning, "pruned".
     output: mean of the explained output.
@@ -252,7 +253,7 @@ class AttributionGraph:
         return dropped
 
     def _with(self, keep: Mapping[str, Tensor], edges: Mapping[str, Tensor]) -> "AttributionGraph":
-        sinks = {}
+        sinks = dict(self.sinks)
         for name, each in edges.items():
             gone = self.edges[name].sum(1) - each.sum(1)
             before = self.sinks[name].get(PRUNED, torch.zeros_like(gone))

@@ -25,9 +25,9 @@ _SEEN = Units(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
 class Recorder(TorchFunctionMode):
     """Follows the plan of a model call by call; what it takes down is in `totals`."""
 
-    def __init__(self, plan: Plan, totals: Totals, samples: int) -> None:
+    def __init__(self, plan: Plan, totals: Totals) -> None:
         super().__init__()
-        self.plan, self.totals, self.samples, self.next = plan, totals, samples, 0
+        self.plan, self.totals, self.next = plan, totals, 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -56,10 +56,9 @@ class Recorder(TorchFunctionMode):
         return self._seen(out)
 
     def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        out = func(*args, **kwargs)
-        if not steps.is_input(out, self.samples) or (self.plan.blocks and out.ndim != 3):
+        due, out = self._due(func), func(*args, **kwargs)
+        if any(isinstance(step, steps.Constant) for step in due):
             return out
-        due = self._due(func)
         out = self._seen(steps.as_leaf(out))
         for step in due:
             step.after(self.totals, None, args, kwargs, out)
@@ -108,7 +107,7 @@ def record(
     plain gradient. Runs inside `attribution.lrp.frozen(model)`, as the credit was made.
     """
     leaf = x.detach()
-    recorder = Recorder(plan, totals, len(x))
+    recorder = Recorder(plan, totals)
     with torch.enable_grad(), rules:
         entry = leaf
         if x.is_floating_point():

@@ -100,11 +100,6 @@ def as_leaf(out: Tensor) -> Tensor:
     return out.detach().requires_grad_()
 
 
-def is_input(out: Tensor, samples: int) -> bool:
-    """Tell whether what an embedding made is of the samples, and not of their places alone."""
-    return out.ndim > 1 and len(out) == samples
-
-
 class Totals:
     """Relevances, messages and sinks, added up over the samples of each group.
 
@@ -160,6 +155,13 @@ class Totals:
                 return
             o = o - before[0]
         self.relevance.index_put_((self.group, unit), o.double(), accumulate=True)
+        if self.nodes[-1].of:  # one output for each of these units
+            out = unit - self.nodes[-1].start
+            unit = torch.tensor(self.nodes[-1].of, device=unit.device)[out]
+            edges = self.edges[-1]
+            assert edges is not None
+            edges.index_put_((self.group, out, self.columns[-1][unit]), o.double(), accumulate=True)
+            self.relevance.index_put_((self.group, unit), o.double(), accumulate=True)
         if lost is not None:
             self.sinks["epsilon"].index_put_((self.group, unit), lost.double(), accumulate=True)
 
@@ -201,10 +203,15 @@ class Totals:
         self.sinks[name].index_add_(1, unit[kept], values[:, kept])
 
     def layer(self, index: int, group: int, columns: Tensor, found: Tensor) -> None:
-        """Add messages [out, K] from units `columns` [K] to layer `index`."""
+        """Add messages [out, K] from units `columns` [K], or constants, to layer `index`."""
         found = found.double()
         edges = self.edges[index]
         assert edges is not None
+        kept = columns >= 0
+        if not bool(kept.all()):
+            span = slice(self.nodes[index].start, self.nodes[index].start + len(found))
+            self.sinks["bias"][group, span] += found[:, ~kept].sum(1)
+            columns, found = columns[kept], found[:, kept]
         edges[group].index_add_(1, self.columns[index][columns], found)
         self.relevance[group].index_add_(0, columns, found.sum(0))
 
@@ -314,6 +321,32 @@ class Deferred:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """What does not depend on the samples, an embedding of positions say: it belongs to no unit."""
+
+    def before(self, *_: Any) -> None:
+        """Nothing is to be kept."""
+
+    def after(self, *_: Any) -> None:
+        """Nothing is to be taken down."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tensor of constants into which values were written."""
+
+    def before(self, *_: Any) -> None:
+        """Nothing is to be kept."""
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Remember that the tensor carries values of the inputs from now on."""
+        none = torch.empty(0, dtype=torch.long)
+        units.put(args[0], units.Units(none, none))
+
+
+@dataclass(frozen=True)
 class Shift:
     """What is added to the units of a tensor without being an activation: offset times credit."""
 
@@ -346,30 +379,55 @@ class Shift:
 
 
 def added(
-    name: str, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+    owed: float, name: str, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
 ) -> Tensor:
     """Return what a sum adds to the share of the argument at `where`."""
     value = at(where, args, kwargs).detach()
-    second = where in (2, "other") if name == "where" else where in (1, "other")
+    if name in ("maximum", "minimum", "fmax", "fmin"):
+        return torch.where(out == value, torch.zeros_like(out), stabilised(out, owed))
+    second = where in (2, "other") if name == "where" else where in (1, "other", "end")
     zero = torch.zeros_like(value)
     pair = (zero, value) if second else (value, zero)
     return out - shares_of(name, "sum")(args, kwargs, *pair)[second]
+
+
+def filled(owed: float, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    """Return what `masked_fill` puts in place of the values that it takes out."""
+    names = ("input", "mask", "value")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return torch.where(given["mask"], stabilised(out, owed), torch.zeros_like(out))
+
+
+def padded(
+    owed: float, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+) -> Tensor:
+    """Return what padding puts around the values that it takes."""
+    sides = args[1] if len(args) > 1 else kwargs["pad"]
+    inner = torch.nn.functional.pad(torch.ones_like(at(where, args, kwargs)), sides)
+    return stabilised(out, owed) * (1 - inner)
 
 
 def _affine(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(names, args, strict=False)) | kwargs
 
 
+def _statistics(args: Sequence[Any], switch: str) -> tuple[str, ...]:
+    """Return the positions' names: torch's own functions take all of them by position."""
+    running, affine = ("running_mean", "running_var"), ("weight", "bias")
+    first = (*running, *affine) if len(args) <= 3 else (*affine, *running)
+    return ("input", *first, switch, "momentum", "eps")
+
+
 def _batch_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-    names = ("input", "running_mean", "running_var", "weight", "bias")
-    given = _affine(names, args, kwargs)
-    slope = (given["running_var"] + given.get("eps", 1e-5)).rsqrt()
-    if given.get("weight") is not None:
-        slope = slope * given["weight"]
-    offset: Tensor = -given["running_mean"] * slope
-    if given.get("bias") is not None:
-        offset = offset + given["bias"]
-    return offset.detach().reshape(1, -1, *[1] * (out.ndim - 2))
+    given = _affine(_statistics(args, "training"), args, kwargs)
+    x = given["input"].detach()
+    form = (1, -1, *[1] * (x.ndim - 2))
+    if given.get("training", False) or given.get("running_var") is None:
+        axes = (0, *range(2, x.ndim))
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    else:
+        variance, mean = (given[key].reshape(form) for key in ("running_var", "running_mean"))
+    return _offset(given, variance, mean, form)
 
 
 def _layer_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
@@ -394,8 +452,7 @@ def _group_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor)
 
 
 def _instance_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats")
-    given = _affine(names, args, kwargs)
+    given = _affine(_statistics(args, "use_input_stats"), args, kwargs)
     x = given["input"].detach()
     form = (1, -1, *[1] * (x.ndim - 2))
     if given.get("use_input_stats", True):
@@ -474,7 +531,7 @@ class Layer:
             if totals.compares:
                 assert z is not None
                 earned = self.samples.split((s * z).movedim(axis, -1), len(totals.group))
-                totals.compare(self.index, earned.flatten(1, -2).sum(1))
+                totals.compare(self.index, earned.reshape(len(earned), -1, nodes.count).sum(1))
             whole = len(totals.present) == 1
             spread = self.samples.spread(totals.group)
             for group in totals.present:
@@ -576,13 +633,20 @@ def shares_of(name: str, kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
         return lambda args, kwargs, a, b: (a * b / 2, a * b / 2)
     if name == "where":
         return _chosen
+    if name == "lerp":
+        return _blended
     sign = -1.0 if "sub" in name else 1.0
 
     def summed(args: Any, kwargs: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         factor = kwargs.get("alpha", 1.0)
-        return (-a, b) if "rsub" in name else (a, sign * factor * b)
+        return (-factor * a, b) if "rsub" in name else (a, sign * factor * b)
 
     return summed
+
+
+def _blended(args: Any, kwargs: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    share = args[2] if len(args) > 2 else kwargs["weight"]
+    return (1 - share) * a, share * b
 
 
 def _chosen(args: Any, kwargs: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

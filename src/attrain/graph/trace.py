@@ -68,11 +68,10 @@ class Tracer(TorchFunctionMode):
         self.model, self.credit, self.plan = model, credit, Plan()
         self.settings = credit._settings
         self.epsilon = credit.epsilon
-        self.owners = {
-            id(parameter): name
-            for name, module in model.named_modules()
-            for parameter in module.parameters(recurse=False)
-        }
+        self.owners: dict[int, list[str]] = {}
+        for name, module in model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                self.owners.setdefault(id(parameter), []).append(name)
         self.inside: list[str] = []
         self.refunded: set[int] = set()  # calls' outputs whose stabiliser their layer gives back
         self.kept: list[Tensor] = []  # what is told apart by identity has to live on
@@ -83,7 +82,7 @@ class Tracer(TorchFunctionMode):
 
     def run(self, x: Tensor, unit: Tensor | None, args: tuple[Any, ...]) -> Plan:
         """Return the plan of a run on x, whose values belong to the inputs `unit`."""
-        leaf = x.detach()
+        leaf, self.count = x.detach(), len(x)
         with torch.enable_grad(), _named_modules(self.model, self.inside), self.credit:
             entry = leaf
             if unit is not None:
@@ -111,10 +110,16 @@ class Tracer(TorchFunctionMode):
                 f"the model returns the shape [N, {', '.join(map(str, out.shape[1:]))}], and a "
                 "graph is made of scores [N, classes] or [N] that depend on the inputs."
             )
-        mark = marks.get(out)
         self.plan.output = found
-        self.plan.output_owes = 0.0 if mark is None or id(out) in self.refunded else mark.epsilon
+        # Where the output is taken by others, too, it is counted with what they pay.
+        owes = (id(out), out._version) not in self.paid
+        self.plan.output_owes = self._owed(out) if owes else 0.0
+        self.settle_plan()
         return self.plan
+
+    def settle_plan(self) -> None:
+        """Leave what leads to the output."""
+        self.plan.settle()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -154,7 +159,8 @@ class Tracer(TorchFunctionMode):
 
     def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        if not steps.is_input(out, 2):
+        if out.ndim < 2 or len(out) != self.count:
+            self.plan.calls.append((func, (steps.Constant(),)))
             return out
         out = steps.as_leaf(out)
         weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -168,10 +174,10 @@ class Tracer(TorchFunctionMode):
 
     def named(self, weight: Any, kind: str) -> str:
         """Return the name of a layer: its module's, or where it stands."""
-        owner = self.owners.get(id(weight))
-        if owner is not None:
-            return owner or kind
-        return self.here(kind)
+        owners = self.owners.get(id(weight), [])
+        running = [name for name in owners if name in self.inside[-1:]]
+        owner = next(iter([*running, *owners]), "")
+        return owner or self.here(kind)
 
     def here(self, kind: str) -> str:
         """Return the name of what is computed inside the innermost module."""
