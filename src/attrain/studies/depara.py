@@ -1,0 +1,489 @@
+"""DEPARA: does the similarity of two models' attribution graphs tell what transfers?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attrain.errors import InputError
+from attrain.graph import depara_graph, transferability
+from attrain.metrics.statistics import paired_difference, rank_correlation
+from attrain.models import build
+from attrain.report.palette import LIGHT
+from attrain.studies import figures
+from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
+from attrain.studies.tasks import WORLDS, Samples, Task, World, few, samples
+
+LINEAR, TUNED = "linear", "tuned"
+MEASURES = {LINEAR: "a linear probe", TUNED: "fine-tuning"}
+"""Of real transfer: how the few labels of a target are used."""
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Inverse strengths of the linear probe's penalty, of which the held-out labels choose one."""
+BATCH = 20
+"""Of the few labels."""
+ATTRIBUTIONS = ("input_x_gradient", "saliency", "lrp")
+"""Of the nodes; the first is the one that verdicts are about."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the study.
+
+    world: the sources and targets, one of WORLDS. samples, epochs: with which the sources are
+    trained, and a target that has all its labels. labels: of a target to train with; as many are
+    held out. tuning_epochs, rates: of what is trained with them. probe: pictures of the target
+    without labels. test: samples of a test set. seeds: each draws samples and weights anew.
+    """
+
+    world: str = "pictures"
+    samples: int = 10_000
+    epochs: int = 4
+    labels: int = 100
+    tuning_epochs: int = 40
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    probe: int = 200
+    test: int = 2000
+    seeds: int = 5
+    edge_weight: float = 1.0
+
+
+def rows(config: Config) -> list[Row]:
+    """Return a row per seed: all sources, all targets, and every way from one to the other."""
+    return [
+        Row(f"seed {seed}", partial(_measure, config, 1000 * seed)) for seed in range(config.seeds)
+    ]
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def _model(world: World, classes: int, seed: int) -> nn.Sequential:
+    """Return an untrained LeNet, whose last layer is the head and all before it the encoder."""
+    return cast(nn.Sequential, build("lenet", (1, world.side, world.side), classes, seed=seed))
+
+
+def _encoder(model: nn.Sequential) -> nn.Sequential:
+    return nn.Sequential(*list(model)[:-1])
+
+
+def _with_head(source: nn.Sequential, fresh: nn.Sequential) -> nn.Sequential:
+    """Return `fresh` with the encoder of `source` and its own head."""
+    _encoder(fresh).load_state_dict(_encoder(source).state_dict())
+    return fresh
+
+
+def _fit(
+    model: nn.Sequential, given: Samples, rate: float, epochs: int, batch: int, seed: int
+) -> None:
+    """Train by Adam on the cross-entropy."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(given), generator=generator)
+        for start in range(0, len(order), batch):
+            some = given.part(order[start : start + batch])
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(some.x), some.y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+@torch.no_grad()
+def _outputs(model: nn.Sequential, x: Tensor) -> Tensor:
+    return torch.cat([model(x[start : start + 500]) for start in range(0, len(x), 500)])
+
+
+def _accuracy(model: nn.Sequential, given: Samples) -> float:
+    return float((_outputs(model, given.x).argmax(1) == given.y).double().mean())
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """A target with its few labels, those held out, pictures without labels, and a test set."""
+
+    task: Task
+    labelled: Samples
+    held: Samples
+    probe: Tensor
+    rest: Samples
+    test: Samples
+
+
+def _tuned(
+    config: Config, start: Callable[[], nn.Sequential], target: _Target, seed: int
+) -> nn.Sequential:
+    """Return a model trained on the few labels, at the rate that the held-out ones choose."""
+    tried = []
+    for rate in config.rates:
+        model = start()
+        _fit(model, target.labelled, rate, config.tuning_epochs, BATCH, seed)
+        loss = float(F.cross_entropy(_outputs(model, target.held.x), target.held.y))
+        tried.append((-_accuracy(model, target.held), loss, rate, model))
+    return min(tried, key=lambda each: each[:3])[3]
+
+
+def _probed(source: nn.Sequential, target: _Target) -> tuple[float, float]:
+    """Return the accuracies of a linear probe of frozen features, on held-out and test samples."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    encoder = _encoder(source)
+    parts = [
+        (_outputs(encoder, part.x).double().numpy(), part.y.numpy())
+        for part in (target.labelled, target.held, target.test)
+    ]
+    scaler = StandardScaler().fit(parts[0][0])
+    (x, y), held, test = ((scaler.transform(x), y) for x, y in parts)
+    best = (-1.0, 0.0)
+    for penalty in PENALTIES:
+        linear = LogisticRegression(C=penalty, max_iter=5000).fit(x, y)
+        found = float(linear.score(*held)), float(linear.score(*test))
+        best = found if found[0] > best[0] else best
+    return best
+
+
+# A row --------------------------------------------------------------------------------------------
+
+
+def _measure(config: Config, seed: int) -> Result:
+    """Train sources and targets from one seed, transfer, and compare."""
+    world = WORLDS[config.world]
+    sources, accuracies = {}, {}
+    for number, (name, task) in enumerate(world.sources.items()):
+        sources[name], accuracies[name] = _source(config, world, task, seed + number)
+    return {
+        "accuracy": accuracies,
+        "targets": {
+            name: _transfer(config, world, sources, task, seed + 100 * (number + 1))
+            for number, (name, task) in enumerate(world.targets.items())
+        },
+    }
+
+
+def _source(config: Config, world: World, task: Task, seed: int) -> tuple[nn.Sequential, float]:
+    model = _model(world, task.classes, seed)
+    train, test = samples(task, world.side, "first", config.test, seed)
+    if task.labels != "none":
+        _fit(model, train.part(slice(0, config.samples)), 1e-3, config.epochs, 128, seed)
+    return model, _accuracy(model, test)
+
+
+def _transfer(
+    config: Config, world: World, sources: Mapping[str, nn.Sequential], task: Task, seed: int
+) -> Result:
+    """Return real transfer to a target, and what is known of it beforehand."""
+    train, test = samples(task, world.side, "second", config.test, seed)
+    labelled, held, left = few(train, task.classes, config.labels)
+    probe, rest = left.x[: config.probe], left.part(slice(config.probe, None))
+    target = _Target(task, labelled, held, probe, rest, test)
+
+    def fresh(number: int) -> nn.Sequential:
+        return _model(world, task.classes, seed + number)
+
+    scratch = _tuned(config, partial(fresh, 0), target, seed)
+    whole = fresh(1)
+    _fit(whole, rest.part(slice(0, config.samples)), 1e-3, config.epochs, 128, seed)
+    found: Result = {
+        "scratch": _accuracy(scratch, test),
+        "whole": _accuracy(whole, test),
+        LINEAR: {},
+        TUNED: {},
+        "held": {},
+    }
+    for number, (name, source) in enumerate(sources.items()):
+        found["held"][name], found[LINEAR][name] = _probed(source, target)
+        start = partial(lambda source, head: _with_head(source, fresh(head)), source, 2 + number)
+        found[TUNED][name] = _accuracy(_tuned(config, start, target, seed), test)
+    for method in ATTRIBUTIONS:
+        graphs = {name: depara_graph(each, probe, method=method) for name, each in sources.items()}
+        for told, model in (("few", scratch), ("all", whole)):
+            similar = transferability(graphs, model, probe, method=method)
+            found[f"{told}, {method}"] = {
+                name: [similar[name].nodes, similar[name].edges] for name in sources
+            }
+    return found
+
+
+# What it adds up to -------------------------------------------------------------------------------
+
+OURS, NODES, EDGES = "DEPARA", "its nodes alone", "its edges alone"
+SALIENCY, LRP = "DEPARA by saliency", "DEPARA by LRP"
+WHOLE = "DEPARA, target with all labels"
+OWN, HELD = "the source's own accuracy", "a linear probe on held-out labels"
+OTHERS = "real transfer in the other seeds"
+PREDICTORS = (OURS, NODES, EDGES, SALIENCY, LRP, WHOLE, OWN, HELD, OTHERS)
+RIVALS = (NODES, EDGES, OWN, HELD)
+
+Results = Mapping[str, Result]
+
+
+def _predicted(
+    config: Config, results: Sequence[Result], seed: int, target: str, measure: str, predictor: str
+) -> dict[str, float]:
+    """Return what a predictor says of each source, in the row of a seed."""
+    found = results[seed]["targets"][target]
+    if predictor == OWN:
+        return dict(results[seed]["accuracy"])
+    if predictor == HELD:
+        return dict(found["held"])
+    if predictor == OTHERS:
+        others = [each["targets"][target][measure] for each in results if each is not results[seed]]
+        return {name: float(sum(each[name] for each in others)) for name in found[measure]}
+    labels = "all" if predictor == WHOLE else "few"
+    method = {SALIENCY: "saliency", LRP: "lrp"}.get(predictor, ATTRIBUTIONS[0])
+    of_nodes, of_edges = {NODES: (1.0, 0.0), EDGES: (0.0, 1.0)}.get(
+        predictor, (1.0, config.edge_weight)
+    )
+    return {
+        name: of_nodes * nodes + of_edges * edges
+        for name, (nodes, edges) in found[f"{labels}, {method}"].items()
+    }
+
+
+def agreement(predicted: Mapping[str, float], real: Mapping[str, float]) -> float:
+    """Return the rank correlation of a prediction with real transfer; NaN where it is undefined."""
+    try:
+        return rank_correlation([predicted[name] for name in real], list(real.values()))
+    except InputError:
+        return float("nan")
+
+
+def lost(predicted: Mapping[str, float], real: Mapping[str, float]) -> float:
+    """Return by how much the source that a prediction puts first falls short of the best one."""
+    return max(real.values()) - real[max(real, key=lambda name: predicted[name])]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Agreements and losses, one per seed, by target, measure and predictor."""
+
+    agreement: Mapping[tuple[str, str, str], Sequence[float]]
+    lost: Mapping[tuple[str, str, str], Sequence[float]]
+
+
+def conclude(config: Config, results: Results, out: Path) -> Conclusion:
+    """Return table, claims and figures."""
+    each = list(results.values())
+    cells = [
+        (target, measure, predictor)
+        for target in WORLDS[config.world].targets
+        for measure in MEASURES
+        for predictor in PREDICTORS
+    ]
+
+    def over_seeds(
+        score: Callable[[Mapping[str, float], Mapping[str, float]], float],
+    ) -> dict[tuple[str, str, str], list[float]]:
+        return {
+            (target, measure, predictor): [
+                score(
+                    _predicted(config, each, seed, target, measure, predictor),
+                    each[seed]["targets"][target][measure],
+                )
+                for seed in range(len(each))
+            ]
+            for target, measure, predictor in cells
+        }
+
+    found = _Found(over_seeds(agreement), over_seeds(lost))
+    folder = out / "figures"
+    drawn = [folder / "depara-transfer.svg", folder / "depara-transfer-agreement.svg"]
+    _draw_sources(config, results, drawn[0])
+    _draw_agreement(config, found, drawn[1])
+    return Conclusion(_table(config, results, found), _claims(config, found), drawn)
+
+
+def _table(config: Config, results: Results, found: _Found) -> list[TableRow]:
+    world = WORLDS[config.world]
+    each = list(results.values())
+    table = [
+        measured(
+            f"{source}: own test accuracy",
+            [result["accuracy"][source] for result in each],
+            unit="accuracy",
+        )
+        for source in world.sources
+    ]
+    for target in world.targets:
+        here: list[Result] = [result["targets"][target] for result in each]
+        for told, key in (("its few labels", "scratch"), ("all its labels", "whole")):
+            alone = [result[key] for result in here]
+            table.append(measured(f"{target}: from {told} alone", alone, unit="accuracy"))
+        for measure, by in MEASURES.items():
+            table += [
+                measured(
+                    f"{target}: {source}, by {by}",
+                    [result[measure][source] for result in here],
+                    unit="accuracy",
+                )
+                for source in world.sources
+            ]
+    for (target, measure, predictor), values in found.agreement.items():
+        name = f"{target}, {MEASURES[measure]}: Spearman with {predictor}"
+        table.append(measured(name, list(values)))
+    for (target, measure, predictor), values in found.lost.items():
+        if measure == TUNED and predictor in (OURS, OWN, HELD):
+            name = f"{target}, {MEASURES[measure]}: lost by the first of {predictor}"
+            table.append(measured(name, list(values), unit="share"))
+    return table
+
+
+def _claims(config: Config, found: _Found) -> list[Claim]:
+    targets = WORLDS[config.world].targets
+    claims = [_agrees(found, target, measure, OURS) for target in targets for measure in MEASURES]
+    claims += [_agrees(found, target, TUNED, WHOLE) for target in targets]
+    return claims + [_ahead(found, rival) for rival in RIVALS]
+
+
+def _agrees(found: _Found, target: str, measure: str, predictor: str) -> Claim:
+    values = found.agreement[target, measure, predictor]
+    gap = paired_difference(values, [0.0] * len(values))
+    with_what = " of a target trained on all its labels" if predictor == WHOLE else ""
+    return {
+        "claim": f"The ranking by DEPARA{with_what} agrees with real transfer by "
+        f"{MEASURES[measure]} to {target} (Spearman > 0)",
+        "source": "DEPARA (2003.07496)",
+        "holds": gap["mean"] > 0 if gap["clear"] else "unclear",
+        "figure": _told(gap),
+    }
+
+
+def _ahead(found: _Found, rival: str) -> Claim:
+    """Compare DEPARA with another ranking by their mean agreement over targets and measures."""
+    gap = paired_difference(_pooled(found, OURS), _pooled(found, rival))
+    ours, theirs = (float(np.mean(_pooled(found, each))) for each in (OURS, rival))
+    return {
+        "claim": f"DEPARA ranks better than {rival}, over all targets and both measures",
+        "source": "not in the paper" if rival in (OWN, HELD) else "DEPARA (2003.07496)",
+        "holds": gap["mean"] > 0 if gap["clear"] else "unclear",
+        "figure": f"Spearman {ours:+.2f} against {theirs:+.2f}; difference {_told(gap)}",
+    }
+
+
+def _pooled(found: _Found, predictor: str) -> list[float]:
+    """Return the mean Spearman of a predictor over targets and measures, one per seed."""
+    cells = [values for cell, values in found.agreement.items() if cell[2] == predictor]
+    return [float(each) for each in np.mean(cells, axis=0)]
+
+
+def _told(gap: Mapping[str, Any]) -> str:
+    if gap["mean"] is None:
+        return f"undefined in one of {gap['n']} seeds, where all sources are equal"
+    if gap["low"] is None:
+        return f"{gap['mean']:+.2f}, one seed"
+    return f"{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f}, {gap['n']} seeds)"
+
+
+# The figures --------------------------------------------------------------------------------------
+
+_MARKS = "osD^vP*X<>"
+
+
+def _draw_sources(config: Config, results: Results, path: Path) -> None:
+    """Draw the accuracy after fine-tuning over the similarity, a mark per source, mean of seeds."""
+    world = WORLDS[config.world]
+    each = list(results.values())
+    with figures.drawing(path, 9.6, 3.9) as figure:
+        grid = figure.subplots(1, len(world.targets), squeeze=False)[0]
+        for axes, target in zip(grid, world.targets, strict=True):
+            scratch = 100 * np.mean([result["targets"][target]["scratch"] for result in each])
+            axes.axhline(scratch, color="#8a8a8a", linewidth=0.8, linestyle="--")
+            said_of = [
+                _predicted(config, each, seed, target, TUNED, OURS) for seed in range(len(each))
+            ]
+            for number, source in enumerate(world.sources):
+                said = [similar[source] for similar in said_of]
+                real = [100 * result["targets"][target][TUNED][source] for result in each]
+                axes.errorbar(
+                    np.mean(said),
+                    np.mean(real),
+                    xerr=_deviation(said),
+                    yerr=_deviation(real),
+                    fmt=_MARKS[number],
+                    color=_colour(number),
+                    markersize=6,
+                    elinewidth=0.7,
+                    label=source,
+                )
+            axes.set(title=target, xlabel="similarity (nodes + \N{GREEK SMALL LETTER LAMDA} edges)")
+            axes.grid(color="#e5e5e5", linewidth=0.6)
+        grid[0].set_ylabel("test accuracy after fine-tuning (%)")
+        named = grid[0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside lower center", ncols=5)
+
+
+def _colour(number: int) -> str:
+    # Black and the palest two are left out; a colour that comes again has another mark.
+    return LIGHT[1:6][number % 5]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _draw_agreement(config: Config, found: _Found, path: Path) -> None:
+    """Draw each predictor's Spearman with real transfer: a dot per seed, a bar for their mean."""
+    targets = WORLDS[config.world].targets
+    with figures.drawing(path, 9.6, 4.0) as figure:
+        grid = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
+        for axes, target in zip(grid, targets, strict=True):
+            axes.axvline(0, color="#8a8a8a", linewidth=0.8)
+            for shift, (measure, by) in zip((-0.16, 0.16), MEASURES.items(), strict=True):
+                colour, mark = (LIGHT[2], "o") if measure == LINEAR else (LIGHT[1], "D")
+                for place, predictor in enumerate(PREDICTORS):
+                    values = found.agreement[target, measure, predictor]
+                    height = place + shift
+                    axes.plot(
+                        values,
+                        [height] * len(values),
+                        mark,
+                        color=colour,
+                        markersize=3.5,
+                        alpha=0.6,
+                        label=by if place == 0 else None,
+                    )
+                    axes.plot([np.mean(values)] * 2, [height - 0.15, height + 0.15], color=colour)
+            axes.set(title=target, xlim=(-1.05, 1.05), xlabel="Spearman")
+            axes.set_yticks(range(len(PREDICTORS)), PREDICTORS)
+            axes.grid(color="#e5e5e5", linewidth=0.6, axis="x")
+        grid[0].invert_yaxis()
+        named = grid[0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside lower center", ncols=2, title="real transfer by")
+
+
+STUDY = Study(
+    id="depara-transfer",
+    title="DEPARA: does the similarity of attribution graphs tell what transfers?",
+    source="paper 2003.07496 (DEPARA), cited by paper 000",
+    deviations=(
+        "Ten LeNets trained on tasks made of MNIST and CIFAR-10 in grey, and three small targets; "
+        "the paper takes large networks trained on the tasks of Taskonomy.",
+        "The target's model is trained on its few labels, as a user would have it; the paper's "
+        "are trained on whole data sets, which is beside it here.",
+        "Real transfer is measured here, by a linear probe and by fine-tuning, each with its "
+        "setting chosen by held-out labels; the paper compares with transfer that others measured.",
+        "The probe is of pictures of the target without labels, and lambda is 1.",
+        "The seeds vary weights, samples and labels. The sources and targets are the same in all, "
+        "so that the intervals say nothing about other tasks.",
+        "The smoke budget takes the 8x8 digits of scikit-learn alone, with six sources and two "
+        "targets.",
+    ),
+    budgets={
+        "smoke": Config(
+            world="digits", samples=300, epochs=2, labels=40, tuning_epochs=4, rates=(1e-3, 3e-3),
+            probe=40, test=200, seeds=2,
+        ),
+        "quick": Config(),
+        "full": Config(
+            samples=30_000, epochs=8, tuning_epochs=80, probe=500, test=10_000, seeds=10
+        ),
+    },
+    rows=rows,
+    conclude=conclude,
+)  # fmt: skip
