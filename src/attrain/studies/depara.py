@@ -25,10 +25,15 @@ MEASURES = {LINEAR: "a linear probe", TUNED: "fine-tuning"}
 """Of real transfer: how the few labels of a target are used."""
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the linear probe's penalty, of which the held-out labels choose one."""
-BATCH = 20
-"""Of the few labels."""
-ATTRIBUTIONS = ("input_x_gradient", "saliency", "lrp")
-"""Of the nodes; the first is the one that verdicts are about."""
+BATCH, RATE = 20, 1e-3
+"""Of the few labels; of what has many."""
+ATTRIBUTIONS: Mapping[str, dict[str, Any]] = {
+    "input times gradient": {"method": "input_x_gradient"},
+    "saliency": {"method": "saliency"},
+    "LRP": {"method": "lrp", "rule": "epsilon-plus"},
+}
+"""Of the nodes; the first is the one that verdicts are about. The epsilon rule alone would give
+almost the same as that in networks of ReLU."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,10 @@ def _accuracy(model: nn.Sequential, given: Samples) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """A target with its few labels, those held out, pictures without labels, and a test set."""
+    """A target's few labelled samples, those held out, and a test set."""
 
-    task: Task
     labelled: Samples
     held: Samples
-    probe: Tensor
-    rest: Samples
     test: Samples
 
 
@@ -170,7 +172,7 @@ def _source(config: Config, world: World, task: Task, seed: int) -> tuple[nn.Seq
     model = _model(world, task.classes, seed)
     train, test = samples(task, world.side, "first", config.test, seed)
     if task.labels != "none":
-        _fit(model, train.part(slice(0, config.samples)), 1e-3, config.epochs, 128, seed)
+        _fit(model, train.part(slice(0, config.samples)), RATE, config.epochs, 128, seed)
     return model, _accuracy(model, test)
 
 
@@ -180,15 +182,16 @@ def _transfer(
     """Return real transfer to a target, and what is known of it beforehand."""
     train, test = samples(task, world.side, "second", config.test, seed)
     labelled, held, left = few(train, task.classes, config.labels)
-    probe, rest = left.x[: config.probe], left.part(slice(config.probe, None))
-    target = _Target(task, labelled, held, probe, rest, test)
+    probe, target = left.x[: config.probe], _Target(labelled, held, test)
 
     def fresh(number: int) -> nn.Sequential:
         return _model(world, task.classes, seed + number)
 
     scratch = _tuned(config, partial(fresh, 0), target, seed)
-    whole = fresh(1)
-    _fit(whole, rest.part(slice(0, config.samples)), 1e-3, config.epochs, 128, seed)
+    whole, all_of_it = fresh(1), train.part(slice(0, config.samples))
+    # As many steps as a source, where there are fewer samples.
+    epochs = config.epochs * config.samples // len(all_of_it)
+    _fit(whole, all_of_it, RATE, epochs, 128, seed)
     found: Result = {
         "scratch": _accuracy(scratch, test),
         "whole": _accuracy(whole, test),
@@ -200,10 +203,10 @@ def _transfer(
         found["held"][name], found[LINEAR][name] = _probed(source, target)
         start = partial(lambda source, head: _with_head(source, fresh(head)), source, 2 + number)
         found[TUNED][name] = _accuracy(_tuned(config, start, target, seed), test)
-    for method in ATTRIBUTIONS:
-        graphs = {name: depara_graph(each, probe, method=method) for name, each in sources.items()}
+    for method, options in ATTRIBUTIONS.items():
+        graphs = {name: depara_graph(each, probe, **options) for name, each in sources.items()}
         for told, model in (("few", scratch), ("all", whole)):
-            similar = transferability(graphs, model, probe, method=method)
+            similar = transferability(graphs, model, probe, **options)
             found[f"{told}, {method}"] = {
                 name: [similar[name].nodes, similar[name].edges] for name in sources
             }
@@ -236,7 +239,7 @@ def _predicted(
         others = [each["targets"][target][measure] for each in results if each is not results[seed]]
         return {name: float(sum(each[name] for each in others)) for name in found[measure]}
     labels = "all" if predictor == WHOLE else "few"
-    method = {SALIENCY: "saliency", LRP: "lrp"}.get(predictor, ATTRIBUTIONS[0])
+    method = {SALIENCY: "saliency", LRP: "LRP"}.get(predictor, "input times gradient")
     of_nodes, of_edges = {NODES: (1.0, 0.0), EDGES: (0.0, 1.0)}.get(
         predictor, (1.0, config.edge_weight)
     )
