@@ -237,6 +237,15 @@ def test_relevance_of_a_network_without_biases_is_its_input_times_gradient():
     torch.testing.assert_close(lrp.nodes, depara_graph(model, probe).nodes)
 
 
+def test_rules_of_lrp_take_names_behind_the_name_of_the_model():
+    model, probe = mlp(act=nn.ReLU), samples()
+    named = depara_graph(model, probe, method="lrp", rules={"model.0": "flat"})
+    first = depara_graph(model, probe, method="lrp")
+    assert not torch.allclose(named.nodes, first.nodes)
+    with pytest.raises(InputError, match="'0'"):
+        depara_graph(model, probe, method="lrp", rules={"0": "flat"})
+
+
 def test_single_precision_and_a_head_on_tokens():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2))  # on each of 3 tokens
