@@ -47,10 +47,10 @@ class Config:
     """
 
     world: str = "pictures"
-    samples: int = 10_000
+    samples: int = 6000
     epochs: int = 4
     labels: int = 100
-    tuning_epochs: int = 40
+    tuning_epochs: int = 30
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     probe: int = 200
     test: int = 2000
