@@ -285,8 +285,11 @@ def refused(text: str, error: type[Exception] = InputError):
 @pytest.mark.parametrize(
     ("probe", "text"),
     [
-        (samples(2), "a probe of 2 samples has 1 pairs, too few to rank: give 3 samples or more"),
-        (samples(0), "a probe of 0 samples has 0 pairs"),
+        (
+            samples(2),
+            "model a: a probe of 2 samples has too few pairs to rank: give 3 samples or more.",
+        ),
+        (samples(0), "a probe of 0 samples has too few pairs"),
         (samples(4)[0], "a probe is a tensor of samples [N, ...], got (6,)"),
         ([1, 2, 3], "a probe is a tensor of samples [N, ...], got list"),
         (torch.ones(4, 6, dtype=torch.long), "the probe holds torch.int64, which has no gradient"),
@@ -422,7 +425,7 @@ def test_graphs_of_different_probes_are_refused():
         compare_graphs(depara_graph(mlp(), samples()), depara_graph(mlp(), samples(5)))
     with refused("a graph has nodes [N, D] and edges [N, N], got (4, 2) and (4, 3)."):
         DeparaGraph(torch.ones(4, 2), torch.ones(4, 3))
-    with refused("a probe of 2 samples has 1 pairs"):
+    with refused("a probe of 2 samples has too few pairs"):
         DeparaGraph(torch.ones(2, 2), torch.ones(2, 2))
 
 

@@ -349,10 +349,7 @@ def _check_probe(probe: Any, method: str) -> None:
 
 
 def _few(count: int) -> str:
-    return (
-        f"a probe of {count} samples has {count * (count - 1) // 2} pairs, too few to rank: give "
-        f"{FEWEST} samples or more."
-    )
+    return f"a probe of {count} samples has too few pairs to rank: give {FEWEST} samples or more."
 
 
 def _finite(told: str, values: Tensor) -> None:
