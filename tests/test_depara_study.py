@@ -102,6 +102,10 @@ def test_agreement_and_loss_by_hand():
     assert depara.agreement({"c": 2.0, "a": 1.0, "b": 0.0}, real) == pytest.approx(-0.5)
     assert math.isnan(depara.agreement(dict.fromkeys(real, 0.1), real))
     assert math.isnan(depara.agreement(real, dict.fromkeys(real, 0.1)))
+    controls = real | {"untrained": 0.1, "random labels": 0.2}
+    said = {"a": 0.0, "b": 1.0, "c": 2.0, "untrained": -2.0, "random labels": -1.0}
+    assert depara.agreement_of_trained(said, controls) == pytest.approx(-1)
+    assert depara.agreement(said, controls) == pytest.approx(0.6)
     assert depara.lost({"a": 1.0, "b": 2.0, "c": 3.0}, real) == pytest.approx(0.4)
     assert depara.lost({"a": 3.0, "b": 2.0, "c": 1.0}, real) == 0
 
@@ -145,6 +149,12 @@ def test_the_conclusion_tells_agreement_rivals_and_losses(tmp_path):
     assert claims[ahead.format(OWN)]["figure"].startswith("Spearman +1.00 against -1.00")
     assert claims[ahead.format(HELD)]["holds"] == "unclear"  # both are perfect
     assert claims[ahead.format("its edges alone")]["holds"] == "unclear"
+    for among in ("all sources", "the trained sources alone"):
+        claim = claims[
+            f"The ranking by DEPARA agrees with real transfer among {among}, over all targets and "
+            "both measures (Spearman > 0)"
+        ]
+        assert claim["holds"] is True and claim["figure"] == "+1.00 (+1.00 to +1.00, 3 seeds)"
     table = {row["name"]: row["ours"] for row in conclusion.rows}
     assert table[f"inverted, fine-tuning: Spearman with {OURS}"]["mean"] == pytest.approx(1)
     assert table[f"inverted, fine-tuning: Spearman with {OTHERS}"]["mean"] == pytest.approx(1)
