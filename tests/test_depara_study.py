@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from attrain.studies import depara, tasks
+from attrain.studies import depara, tasks, transfer
 from attrain.studies.depara import HELD, LINEAR, MEASURES, OTHERS, OURS, OWN, TUNED, Config
 from attrain.studies.tasks import TEN, WORLDS, Samples, Task, few, samples
 
@@ -84,10 +84,10 @@ def test_every_target_has_enough_pictures_for_its_budget():
 
 def test_a_source_gives_its_encoder_and_keeps_its_own_weights():
     world = WORLDS["digits"]
-    source, fresh = depara._model(world, 5, seed=0), depara._model(world, 10, seed=1)
+    source, fresh = transfer.untrained(world, 5, seed=0), transfer.untrained(world, 10, seed=1)
     before = [each.clone() for each in source.parameters()]
     head = fresh.fc3.weight.clone()
-    model = depara._with_head(source, fresh)
+    model = transfer.with_head(source, fresh)
     assert torch.equal(model.fc3.weight, head)
     assert torch.equal(model.conv1.weight, source.conv1.weight)
     with torch.no_grad():

@@ -4,29 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from attrain.errors import InputError
 from attrain.graph import depara_graph, transferability
 from attrain.metrics.statistics import paired_difference, rank_correlation
-from attrain.models import build
 from attrain.report.palette import LIGHT
-from attrain.studies import figures
+from attrain.studies import figures, transfer
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
-from attrain.studies.tasks import WORLDS, Samples, Task, World, few, samples
+from attrain.studies.tasks import WORLDS, Task, World, few, samples
 
 LINEAR, TUNED = "linear", "tuned"
 MEASURES = {LINEAR: "a linear probe", TUNED: "fine-tuning"}
 """Of real transfer: how the few labels of a target are used."""
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Inverse strengths of the linear probe's penalty, of which the held-out labels choose one."""
-BATCH, RATE = 20, 1e-3
-"""Of the few labels; of what has many."""
+RATE = 1e-3
+"""Of what is trained with many labels."""
 ATTRIBUTIONS: Mapping[str, dict[str, Any]] = {
     "input times gradient": {"method": "input_x_gradient"},
     "saliency": {"method": "saliency"},
@@ -65,91 +60,6 @@ def rows(config: Config) -> list[Row]:
     ]
 
 
-# Training -----------------------------------------------------------------------------------------
-
-
-def _model(world: World, classes: int, seed: int) -> nn.Sequential:
-    """Return an untrained LeNet, whose last layer is the head and all before it the encoder."""
-    return cast(nn.Sequential, build("lenet", (1, world.side, world.side), classes, seed=seed))
-
-
-def _encoder(model: nn.Sequential) -> nn.Sequential:
-    return nn.Sequential(*list(model)[:-1])
-
-
-def _with_head(source: nn.Sequential, fresh: nn.Sequential) -> nn.Sequential:
-    """Return `fresh` with the encoder of `source` and its own head."""
-    _encoder(fresh).load_state_dict(_encoder(source).state_dict())
-    return fresh
-
-
-def _fit(
-    model: nn.Sequential, given: Samples, rate: float, epochs: int, batch: int, seed: int
-) -> None:
-    """Train by Adam on the cross-entropy."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(len(given), generator=generator)
-        for start in range(0, len(order), batch):
-            some = given.part(order[start : start + batch])
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(some.x), some.y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-
-@torch.no_grad()
-def _outputs(model: nn.Sequential, x: Tensor) -> Tensor:
-    return torch.cat([model(x[start : start + 500]) for start in range(0, len(x), 500)])
-
-
-def _accuracy(model: nn.Sequential, given: Samples) -> float:
-    return float((_outputs(model, given.x).argmax(1) == given.y).double().mean())
-
-
-@dataclass(frozen=True, eq=False)
-class _Target:
-    """A target's few labelled samples, those held out, and a test set."""
-
-    labelled: Samples
-    held: Samples
-    test: Samples
-
-
-def _tuned(
-    config: Config, start: Callable[[], nn.Sequential], target: _Target, seed: int
-) -> nn.Sequential:
-    """Return a model trained on the few labels, at the rate that the held-out ones choose."""
-    tried = []
-    for rate in config.rates:
-        model = start()
-        _fit(model, target.labelled, rate, config.tuning_epochs, BATCH, seed)
-        loss = float(F.cross_entropy(_outputs(model, target.held.x), target.held.y))
-        tried.append((-_accuracy(model, target.held), loss, rate, model))
-    return min(tried, key=lambda each: each[:3])[3]
-
-
-def _probed(source: nn.Sequential, target: _Target) -> tuple[float, float]:
-    """Return the accuracies of a linear probe of frozen features, on held-out and test samples."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    encoder = _encoder(source)
-    parts = [
-        (_outputs(encoder, part.x).double().numpy(), part.y.numpy())
-        for part in (target.labelled, target.held, target.test)
-    ]
-    scaler = StandardScaler().fit(parts[0][0])
-    (x, y), held, test = ((scaler.transform(x), y) for x, y in parts)
-    best = (-1.0, 0.0)
-    for penalty in PENALTIES:
-        linear = LogisticRegression(C=penalty, max_iter=5000).fit(x, y)
-        found = float(linear.score(*held)), float(linear.score(*test))
-        best = found if found[0] > best[0] else best
-    return best
-
-
 # A row --------------------------------------------------------------------------------------------
 
 
@@ -169,11 +79,11 @@ def _measure(config: Config, seed: int) -> Result:
 
 
 def _source(config: Config, world: World, task: Task, seed: int) -> tuple[nn.Sequential, float]:
-    model = _model(world, task.classes, seed)
+    model = transfer.untrained(world, task.classes, seed)
     train, test = samples(task, world.side, "first", config.test, seed)
     if task.labels != "none":
-        _fit(model, train.part(slice(0, config.samples)), RATE, config.epochs, 128, seed)
-    return model, _accuracy(model, test)
+        transfer.fit(model, train.part(slice(0, config.samples)), RATE, config.epochs, 128, seed)
+    return model, transfer.accuracy(model, test)
 
 
 def _transfer(
@@ -182,27 +92,30 @@ def _transfer(
     """Return real transfer to a target, and what is known of it beforehand."""
     train, test = samples(task, world.side, "second", config.test, seed)
     labelled, held, left = few(train, task.classes, config.labels)
-    probe, target = left.x[: config.probe], _Target(labelled, held, test)
+    probe, target = left.x[: config.probe], transfer.Target(labelled, held, test)
 
     def fresh(number: int) -> nn.Sequential:
-        return _model(world, task.classes, seed + number)
+        return transfer.untrained(world, task.classes, seed + number)
 
-    scratch = _tuned(config, partial(fresh, 0), target, seed)
+    scratch = transfer.tuned(partial(fresh, 0), target, config.rates, config.tuning_epochs, seed)
     whole, all_of_it = fresh(1), train.part(slice(0, config.samples))
     # As many steps as a source, where there are fewer samples.
     epochs = config.epochs * config.samples // len(all_of_it)
-    _fit(whole, all_of_it, RATE, epochs, 128, seed)
+    transfer.fit(whole, all_of_it, RATE, epochs, 128, seed)
     found: Result = {
-        "scratch": _accuracy(scratch, test),
-        "whole": _accuracy(whole, test),
+        "scratch": transfer.accuracy(scratch, test),
+        "whole": transfer.accuracy(whole, test),
         LINEAR: {},
         TUNED: {},
         "held": {},
     }
     for number, (name, source) in enumerate(sources.items()):
-        found["held"][name], found[LINEAR][name] = _probed(source, target)
-        start = partial(lambda source, head: _with_head(source, fresh(head)), source, 2 + number)
-        found[TUNED][name] = _accuracy(_tuned(config, start, target, seed), test)
+        found["held"][name], found[LINEAR][name] = transfer.probed(source, target)
+        start = partial(
+            lambda source, head: transfer.with_head(source, fresh(head)), source, 2 + number
+        )
+        model = transfer.tuned(start, target, config.rates, config.tuning_epochs, seed)
+        found[TUNED][name] = transfer.accuracy(model, test)
     for method, options in ATTRIBUTIONS.items():
         graphs = {name: depara_graph(each, probe, **options) for name, each in sources.items()}
         for told, model in (("few", scratch), ("all", whole)):
