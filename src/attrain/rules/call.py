@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-from attrain import marks
+from attrain import audit, marks
 from attrain.errors import CreditError
 from attrain.marks import Kind, Mark
 from attrain.rules.blocks import BLOCK, blockwise
@@ -362,6 +362,8 @@ class Call:
         node = tensor.grad_fn
         assert node is not None
         mark = self.settings.adopt(tensor)
+        if mark is None and node.name() == audit.BACKWARD_HOOK:
+            raise CreditError(f"{name_of(self.func)} at {place()}: {audit.hooked()}")
         if mark is None:
             raise self.refuse(
                 f"its input of shape {tuple(tensor.shape)} was made by {node.name()}, which credit "

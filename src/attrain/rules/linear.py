@@ -272,8 +272,8 @@ def cast(call: Call) -> Any:
     return call.finish(out, same)
 
 
-def written(call: Call) -> Any:
-    """`x[index] = value`: the value goes in, what was there loses its credit."""
+def written(call: Call, *, adds: bool = False) -> Any:
+    """`x[index] = value`: the value goes in, what was there loses its credit, unless it `adds`."""
     if call.derived:
         return call.mark_derived(call.run())
     target = call.args[0]
@@ -289,13 +289,29 @@ def written(call: Call) -> Any:
     call.enter(in_place=target.requires_grad)
     call.run()
     if isinstance(target, Tensor) and target.requires_grad:
-        call.finish(target, call.settings.plain)
+        call.finish(target, call.settings.pending if adds else call.settings.plain)
 
 
-def overwritten(call: Call) -> Any:
+def overwritten(call: Call, *, adds: bool = False) -> Any:
     """In-place writes (`copy_`, `zero_`, `scatter_`): as an assignment, returning the tensor."""
-    written(call)
+    written(call, adds=adds)
     return call.args[0]
+
+
+def put(call: Call, *, in_place: bool = False) -> Any:
+    """`index_put`: a write or, where it accumulates, a sum over the index."""
+    adds = bool(call.option(3, "accumulate", default=False))
+    if in_place:
+        return overwritten(call, adds=adds)
+    return mixed(call) if adds else passed(call)
+
+
+def scattered(call: Call) -> Any:
+    """`scatter_reduce`: a sum over the index, or the winner; a product has no rule."""
+    how = call.option(4, "reduce", default=None)
+    if how == "prod" and not call.derived:
+        return unsupported(call)
+    return mixed(call) if how in ("sum", "mean") else passed(call)
 
 
 def negated(call: Call, *, in_place: bool = False) -> Any:

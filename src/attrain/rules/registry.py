@@ -102,7 +102,7 @@ _put(
     "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices "
     "adaptive_max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d max_unpool1d "
     "max_unpool2d max_unpool3d max min amax amin median cummax cummin maximum minimum fmax fmin "
-    "masked_scatter scatter index_put index_copy scatter_reduce select_scatter slice_scatter "
+    "masked_scatter scatter index_copy select_scatter slice_scatter "
     "pad_sequence _pack_padded_sequence _pad_packed_sequence",
 )
 _put(
@@ -117,9 +117,12 @@ _put(
     "pin_memory",
 )
 _put(linear.written, "setitem")
-for _name in ("copy_", "zero_", "fill_", "index_put_", "scatter_", "masked_scatter_", "index_add_",
-              "scatter_add_", "index_copy_"):  # fmt: skip
+_put(linear.put, "index_put", in_place=True)
+_put(linear.scattered, "scatter_reduce")
+for _name in ("copy_", "zero_", "fill_", "scatter_", "masked_scatter_", "index_copy_"):
     _put_exact(linear.overwritten, _name)
+for _name in ("index_add_", "scatter_add_"):
+    _put_exact(partial(linear.overwritten, adds=True), _name)
 _put(product.product, "mul multiply rmul", in_place=True)
 _put(product.quotient, "div divide true_divide truediv rdiv rtruediv", in_place=True)
 _put(linear.negated, "neg negative", in_place=True)
