@@ -29,8 +29,8 @@ def rank_correlation(attribution: Tensor, other: Tensor) -> Tensor:
     a_NF, b_NF = (_ranks(each) for each in _pair(attribution, other))
     a_NF = a_NF - a_NF.mean(1, keepdim=True)
     b_NF = b_NF - b_NF.mean(1, keepdim=True)
-    product_N: Tensor = (a_NF * b_NF).sum(1)
-    return product_N / (a_NF.norm(dim=1) * b_NF.norm(dim=1))
+    correlation_N: Tensor = (a_NF * b_NF).sum(1) / (a_NF.norm(dim=1) * b_NF.norm(dim=1))
+    return correlation_N
 
 
 def relative_spread(draws: Tensor) -> Tensor:
