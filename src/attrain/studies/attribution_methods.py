@@ -139,7 +139,7 @@ STUDY = Study(
             cost_batch=4,
             pairs=1,
         ),
-        "quick": Config(seeds=2, samples=60, few=20, epochs=1, pairs=5),
+        "quick": Config(seeds=2, samples=40, epochs=1, pairs=5),
         "full": Config(),
     },
     rows=rows,

@@ -37,8 +37,8 @@ class Config:
     model: str = "lenet"
     epochs: int = 3
     seeds: int = 5
-    samples: int = 120
-    few: int = 30
+    samples: int = 80
+    few: int = 20
     draws: int = 4
     surrogate: int | None = None
     background: int = 10
