@@ -27,6 +27,10 @@ class Entry:
 
 
 STUDIES: Mapping[str, Entry] = {
+    "attribution-methods": Entry(
+        "attribution_methods",
+        "Methods of attribution, compared: cost, errors, stability, faithfulness",
+    ),
     "depara-transfer": Entry(
         "depara", "DEPARA: does the similarity of attribution graphs tell what transfers?"
     ),
