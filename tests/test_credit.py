@@ -909,3 +909,14 @@ def test_a_full_backward_hook_is_named(hook: str, place: int) -> None:
         with attrain.LFP(model):
             out = model(torch.randn(4, 6))
         rewards.softmax(out, torch.tensor([0, 1, 2, 0]))
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_transforms_of_functions_are_refused(transform: str) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(4, 6)
+    transformed: Any = {
+        "vmap": torch.func.vmap(model),
+        "grad": torch.func.grad(lambda x: model(x).sum()),
+    }[transform]
+    with pytest.raises(CreditError, match=r"at .*torch\.func"), attrain.LFP(model):
+        transformed(x)
