@@ -485,6 +485,9 @@ class _Coarse:
             nodes = fine.nodes[index]
             target[nodes.start : nodes.start + nodes.count] = NOBODY
         used = self._used(fine, target)
+        writers = tracer.merged & {
+            source for index in tracer.written for source in fine.nodes[index].sources
+        }
         coarse = Plan()
         number = torch.full((fine.count + 1,), NOBODY)
         new_index: dict[int, int] = {}
@@ -493,7 +496,7 @@ class _Coarse:
             own = [unit for unit in span if int(target[unit]) == unit]
             if index not in used or not own:
                 continue
-            kind = "mlp" if index in tracer.merged and nodes.kind == "linear" else nodes.kind
+            kind = "mlp" if index in writers else nodes.kind
             made = Nodes(nodes.name, kind, coarse.count, len(own))
             number[own] = torch.arange(made.start, made.start + made.count)
             coarse.nodes.append(made)
