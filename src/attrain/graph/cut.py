@@ -11,6 +11,7 @@ from attrain.graph import steps
 from attrain.graph.graph import AttributionGraph
 from attrain.graph.intervene import bench
 from attrain.graph.plan import Nodes, Plan
+from attrain.graph.record import explained_units
 from attrain.graph.steps import SINKS
 from attrain.graph.validate import Drops, one_of_each
 
@@ -44,8 +45,11 @@ def of_ablation(
         plan = made.plan
         pairs = {index: _pairs(plan, index) for index, nodes in enumerate(plan.nodes)
                  if nodes.sources}  # fmt: skip
-        last = len(plan.nodes) - 1
-        total = plan.count - plan.nodes[last].count + sum(len(each) for each in pairs.values())
+        assert plan.output is not None
+        cut = torch.ones(plan.count, dtype=torch.bool)
+        cut[plan.output.unit.flatten().cpu()] = False
+        numbers = cut.nonzero()[:, 0]
+        total = len(numbers) + sum(len(each) for each in pairs.values())
         if total > MOST_CUTS:
             raise InputError(
                 f"a graph by ablation would cut {total:,} units and edges one by one, more than "
@@ -56,12 +60,12 @@ def of_ablation(
             drops = Drops(made, target)
             done = 0
             relevance = torch.zeros(plan.count, dtype=torch.float64)
-            for some in torch.split(torch.arange(plan.nodes[last].start), drops.size):
+            for some in torch.split(numbers, drops.size):
                 relevance[some] = drops(one_of_each(some, plan.count, x.device)).cpu()
                 done += len(some)
                 told(done)
-            for unit, value in zip(drops.explained_units(), drops.whole.cpu(), strict=True):
-                relevance[unit] += value / len(x)
+            explained = explained_units(plan, drops.target, len(x), x.device).cpu()
+            relevance.index_add_(0, explained, drops.whole.cpu() / len(x))
             edges = {}
             for index, each in pairs.items():
                 found = _empty(plan, index)

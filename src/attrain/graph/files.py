@@ -102,7 +102,11 @@ def _largest(graph: AttributionGraph, most: int) -> list[Any]:
         return []
     sizes = torch.cat(
         [each.abs().flatten() for each in graph.edges.values()]
-        + [each.abs() for sinks in graph.sinks.values() for each in sinks.values()]
+        + [
+            each[graph.kept(name)].abs()
+            for name in graph.sinks
+            for each in graph.sinks[name].values()
+        ]
     )
     least = float(sizes.topk(most).values[-1])
     found = sorted(links(graph, least), key=lambda each: -abs(each.weight))[:most]
@@ -114,7 +118,7 @@ def _layer(graph: AttributionGraph, name: str) -> dict[str, Any]:
         "name": name,
         "kind": graph.kinds[name],
         "sources": list(graph.sources[name]),
-        "sinks": list(graph.sinks.get(name, {})),
+        "sinks": dict(graph.sinks.get(name, {})),
         "relevance": graph.relevance[name],
     }
     if name in graph.keep:
@@ -134,9 +138,10 @@ def _nodes(graph: AttributionGraph, told: set[str]) -> Any:
                     "kind": graph.kinds[name],
                     "is_target_logit": kind == "logit" and value != 0,
                 }
+        kept = graph.kept(name)
         for sink, each in graph.sinks.get(name, {}).items():
             if node_id(name, sink) in told:
-                yield _node(name, depth, sink, "sink", float(each.sum()), 0.0) | {
+                yield _node(name, depth, sink, "sink", float(each[kept].sum()), 0.0) | {
                     "kind": "sink",
                     "is_target_logit": False,
                 }
@@ -245,10 +250,13 @@ class _Reading:
             if head["sources"]
         }
         sinks = {
-            name: {sink: torch.zeros_like(relevance[name]) for sink in head["sinks"]}
+            name: {sink: self.numbers(head["sinks"], sink, name) for sink in head["sinks"]}
             for name, head in heads.items()
             if head["sources"]
         }
+        for name, taken in sinks.items():
+            if any(len(each) != len(relevance[name]) for each in taken.values()):
+                raise self.wrong(f"a sink of layer {name!r:.60} has not a value for each unit")
         found = AttributionGraph(
             layers=tuple(heads),
             kinds={name: head["kind"] for name, head in heads.items()},
@@ -302,15 +310,16 @@ class _Reading:
                 raise self.wrong(f"the layer name {name!r:.60} is too long or there twice")
             where = f"layer {name!r:.60}"
             self.field(head, "kind", str, where)
-            for part in ("sources", "sinks"):
-                listed = self.field(head, part, list, where)
-                texts = all(isinstance(each, str) for each in listed)
-                if not texts or len(set(listed)) != len(listed):
-                    raise self.wrong(f"the {part} of {where} are no different names")
-            for source in head["sources"]:
-                if source not in found:
-                    raise self.wrong(f"{where} is fed by {source!r:.60}, which is not before it")
-            if any(sink.isdecimal() or len(sink) > _LONGEST for sink in head["sinks"]):
+            self.field(head, "sinks", dict, where)
+            seen: set[str] = set()
+            for source in self.field(head, "sources", list, where):
+                if not isinstance(source, str) or source not in found or source in seen:
+                    raise self.wrong(
+                        f"{where} is fed by {source!r:.60}, which is no layer before it, or told "
+                        "twice"
+                    )
+                seen.add(source)
+            if any(sink.isdigit() or ":" in sink for sink in head["sinks"]):
                 raise self.wrong(f"{where} has a sink that is called like a unit")
             found[name] = head
         if not found:
@@ -354,7 +363,7 @@ class _Reading:
                 start = places[name][units[source][0]].start
                 row, column = graph.edges[name][out], start + units[source][1]
             elif layer == name and sink in graph.sinks.get(name, {}):
-                row, column = graph.sinks[name][sink], out
+                continue  # told with its layer already
             else:
                 raise self.wrong(f"a link leads from {source!r:.60} to {target!r:.60}, which it "
                                  "cannot feed")  # fmt: skip

@@ -30,15 +30,16 @@ def node_id(layer: str, part: int | str) -> str:
 
 
 def count_links(graph: AttributionGraph) -> int:
-    """Return how many edges and sinks of units are not 0."""
+    """Return how many edges, and sinks of units that are kept, are not 0."""
     found = sum(int(each.count_nonzero()) for each in graph.edges.values())
-    for sinks in graph.sinks.values():
-        found += sum(int(each.count_nonzero()) for each in sinks.values())
+    for name, sinks in graph.sinks.items():
+        kept = graph.kept(name)
+        found += sum(int(each[kept].count_nonzero()) for each in sinks.values())
     return found
 
 
 def links(graph: AttributionGraph, least: float = 0.0) -> Iterator[Link]:
-    """Yield the edges and sinks of size >= least that are not 0, layer by layer."""
+    """Yield the edges, and sinks of units that are kept, of size >= least that are not 0."""
     for name in graph.layers:
         if not graph.sources[name]:
             continue
@@ -49,8 +50,9 @@ def links(graph: AttributionGraph, least: float = 0.0) -> Iterator[Link]:
         weights = edges[found[:, 0], found[:, 1]].tolist()
         for (out, source), weight in zip(found.tolist(), weights, strict=True):
             yield Link(ids[source], node_id(name, out), weight)
+        kept = graph.kept(name)
         for sink, values in graph.sinks[name].items():
-            for out in ((values != 0) & (values.abs() >= least)).nonzero()[:, 0].tolist():
+            for out in (kept & (values != 0) & (values.abs() >= least)).nonzero()[:, 0].tolist():
                 yield Link(node_id(name, sink), node_id(name, out), float(values[out]))
 
 
@@ -81,9 +83,7 @@ def to_networkx(graph: AttributionGraph) -> "networkx.DiGraph":
             if bool((values[kept] != 0).any()):
                 made.add_node(node_id(name, sink), layer=name, depth=depth, unit=-1, kind="sink",
                               relevance=float(values[kept].sum()))  # fmt: skip
-    for source, target, weight in links(graph):
-        if source in made and target in made:
-            made.add_edge(source, target, weight=weight)
+    made.add_weighted_edges_from(links(graph))
     return made
 
 

@@ -84,8 +84,10 @@ class AttributionGraph:
         model, x, target, batch_size, progress, additional_forward_args: as `attrain.attribute`
             takes them. Units are features of linear layers and channels of convolutions; of x
             its values where a linear layer takes it, else its channels or its last axis.
-        method: "lrp", or "gradient": value times gradient, without the rules of credit.
-        options: of lrp: rule, rules, epsilon, batch_norm, opposite_sign, gate.
+        method: "lrp"; "gradient": value times gradient, without the rules of credit; "ablation":
+            the fall of the output when a unit or a message is cut, for small graphs.
+        options: of lrp: rule, rules, epsilon, batch_norm, opposite_sign, gate; of ablation: how,
+            reference, as `ablate` takes them.
 
         Raises InputError for what does not fit together and for models without a graph (units
         mixed by something else than layers, sums and products), CreditError for functions

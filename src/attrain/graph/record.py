@@ -67,7 +67,7 @@ def record(
     with torch.enable_grad():
         explained = select(out, target)
     o = explained.detach()
-    unit = _explained_units(plan, target, len(x), out.device)
+    unit = explained_units(plan, target, len(x), out.device)
     reward = torch.ones_like(o)
     mark = marks.get(out)
     if mark is not None and mark.epsilon:
@@ -77,7 +77,7 @@ def record(
     return o
 
 
-def _explained_units(plan: Plan, target: Target, samples: int, device: torch.device) -> Tensor:
+def explained_units(plan: Plan, target: Target, samples: int, device: torch.device) -> Tensor:
     """Return the unit of the explained output of each sample."""
     assert plan.output is not None
     one = plan.output.unit[0].reshape(-1)
