@@ -4,6 +4,7 @@ What is replaced is what a unit hands to each of its consumers, the layers and m
 the model's output: after activation, normalisation and pooling, so that zero is silence.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from attrain.attribution.conditions import (
 from attrain.attribution.lrp import frozen
 from attrain.attribution.part import sliced
 from attrain.attribution.targets import scores
-from attrain.errors import InputError, unknown
+from attrain.errors import CreditWarning, InputError, unknown
 from attrain.graph import steps, units
 from attrain.graph.build import prepare
 from attrain.graph.follow import SEEN, Follower, Taking, makes, stretched, takes
@@ -369,7 +370,9 @@ def bench(
     args = as_tuple(additional_forward_args)
     with as_in_evaluation(model, x), frozen(model):
         x, args = plain(x), tuple(map(plain, args))
-        plan = prepare(model, x, args, "gradient", {}).plan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CreditWarning)  # no credit is handed out here
+            plan = prepare(model, x, args, "gradient", {}).plan
         if graph is not None:
             _check_fits(graph, plan)
         yield Bench(model, plan, x, args, batch_size)

@@ -1,6 +1,6 @@
 """Which units of a graph matter most: rankings by name, and what the paths through them carry."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from attrain.attribution import METHODS as ATTRIBUTIONS
 from attrain.attribution import attribute
-from attrain.attribution.layers import find
 from attrain.errors import InputError, unknown
 from attrain.graph.follow import Taking
 from attrain.graph.graph import AttributionGraph
@@ -54,6 +53,7 @@ def rank(
     x: Tensor | None = None,
     target: Any = None,
     *,
+    layers: Sequence[str] | None = None,
     batch_size: int = 128,
     additional_forward_args: Any = None,
     **options: Any,
@@ -67,12 +67,16 @@ def rank(
         averaged over samples before its size is taken.
     model, x, target: the model of the graph and samples [N, ...] for rankings that measure;
         "relevance" and "through-flow" need neither, target is for methods of attribution.
+    layers: to be ranked, all of them if not given; methods of attribution run once for each.
     options: of the ranking ("summit": share), or of the method.
 
     Raises InputError for unknown names and options, and for a model or samples that are missing.
     """
     if by not in RANKINGS and by not in ATTRIBUTIONS:
         raise unknown("ranking", str(by), [*RANKINGS, *ATTRIBUTIONS])
+    for name in layers or ():
+        graph.check_layer(name)
+    names = [name for name in graph.layers if layers is None or name in layers]
     ranking = RANKINGS.get(by)
     if ranking is not None:
         for name in options:
@@ -81,11 +85,15 @@ def rank(
                 raise InputError(f"the ranking {by!r} has no option {name!r}: it has {has}.")
         options = {**ranking.options, **options}
         if not ranking.probes:
-            return ranking.scores(graph)
+            scores = ranking.scores(graph)
+            return {name: scores[name] for name in names}
     if model is None or x is None:
         raise InputError(f"the ranking {by!r} is measured: give model= and x=, samples [N, ...].")
     probe = Probe(model, x, target, batch_size, additional_forward_args, options)
-    return _by_attribution(graph, probe, by) if ranking is None else ranking.scores(graph, probe)
+    if ranking is None:
+        return _by_attribution(graph, probe, by, names)
+    scores = ranking.scores(graph, probe)
+    return {name: scores[name] for name in names}
 
 
 def top(
@@ -105,10 +113,10 @@ def top(
         raise InputError(f"k must be an integer >= 1, got {k!r}.")
     if layer is not None:
         graph.check_layer(layer)
-    scores = rank(graph, by, **probed)
+    names = hidden(graph) if layer is None else [layer]
+    scores = rank(graph, by, layers=names, **probed)
     if layer is not None and layer not in scores:
         raise InputError(f"the ranking {by!r} says nothing of layer {layer!r}, which is no module.")
-    names = hidden(graph) if layer is None else [layer]
     found = [
         (name, unit, float(scores[name][unit]))
         for name in names
@@ -235,15 +243,15 @@ def _summit(graph: AttributionGraph, probe: Probe) -> Scores:
     return found
 
 
-def _by_attribution(graph: AttributionGraph, probe: Probe, method: str) -> Scores:
+def _by_attribution(
+    graph: AttributionGraph, probe: Probe, method: str, names: Sequence[str]
+) -> Scores:
     modules = dict(probe.model.named_modules())
     found = {}
-    for name in graph.layers:
+    for name in names:
         layer = name if name and name in modules else None
         if layer is None and graph.kinds[name] != "input":
             continue
-        if layer is not None:
-            find(probe.model, layer)
         values = attribute(
             probe.model, probe.x, probe.target, method=method, layer=layer,
             batch_size=probe.batch_size, additional_forward_args=probe.additional_forward_args,

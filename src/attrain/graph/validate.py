@@ -130,7 +130,7 @@ def validate(
         graph.check_layer(name)
     if isinstance(by, str):
         scores: Mapping[str, Tensor] = rank(
-            graph, by, model, x, target, batch_size=batch_size,
+            graph, by, model, x, target, layers=names, batch_size=batch_size,
             additional_forward_args=additional_forward_args, **options,
         )  # fmt: skip
         if layers is None:  # methods of attribution do not reach what is no module
