@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import attrain
 from attrain.errors import AttrainError, InputError
-from attrain.graph import AttributionGraph
+from attrain.graph import AttributionGraph, reading
 from attrain.graph import files as graph_files
 from attrain.graph.cut import MOST_CUTS
 from attrain.graph.formats import links
@@ -437,6 +437,31 @@ def test_interventions_tell_what_is_wrong() -> None:
     with pytest.raises(InputError, match="graph is of another model: it has 7 units of '0', and "
                        "this model for these inputs 8 units of '0'"):  # fmt: skip
         graph.ablate(other.to(DTYPE), x, [])
+
+
+def test_layers_whose_messages_are_taken_in_unknown_ways_are_refused(monkeypatch) -> None:
+    graph, model, x, _ = graph_of("skip")
+
+    monkeypatch.setattr(reading.steps, "Meeting", lambda **made: _Unheard(made["index"]))
+    with pytest.raises(InputError, match="what layer 'sum' of kind 'sum' takes cannot be replaced"):
+        graph.ablate(model, x, [])
+
+
+class _Unheard:
+    """A step that no one registered."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def test_a_mean_over_one_class_takes_nothing_of_what_the_class_has_in_common() -> None:
+    graph, model, x, _ = graph_of("mlp")
+    alike = x[:1].expand(5, -1)
+    everything = [(name, unit) for name in hidden(graph)
+                  for unit in range(len(graph.relevance[name]))]  # fmt: skip
+    out = graph.ablate(model, alike, everything)
+    torch.testing.assert_close(out, model(alike), rtol=0, atol=1e-13)
+    assert not torch.allclose(graph.ablate(model, alike, everything, reference=x), model(alike))
 
 
 # Validation ---------------------------------------------------------------------------------------

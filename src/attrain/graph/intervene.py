@@ -35,7 +35,9 @@ HOWS = ("mean", "zero", "resample")
 for another sample of the reference, drawn for each sample and the same for all units."""
 
 Key = tuple[int, int]
-"""A call of the plan, and which of its takings; -1 is the model's output."""
+"""A call of the plan, and which of its takings."""
+OUTPUT: Key = (-1, 0)
+"""The key of the model's output."""
 
 
 class Replacement(Protocol):
@@ -266,7 +268,7 @@ class Bench:
         replacer = _Replacer(self.plan, rows, self.put, only)
         out = _followed(self.model, replacer, x, args)
         if only is None:
-            new = replacer.replaced((-1, 0), out, self.output)
+            new = replacer.replaced(OUTPUT, out, self.output)
             out = out if new is None else new
         out = out[: count * sets]
         return out.reshape(sets, count, *out.shape[1:])
@@ -282,7 +284,7 @@ class Bench:
             stop = min(start + self.batch_size, len(x))
             rest = sliced(args, len(x), start, stop)
             out = _followed(self.model, _Watcher(self.plan, look), x[start:stop], rest)
-            look((-1, 0), out, self.output)
+            look(OUTPUT, out, self.output)
 
     def _means(self, x: Tensor, args: tuple[Any, ...]) -> dict[Key, Tensor]:
         sums: dict[Key, Tensor] = {}
@@ -373,9 +375,26 @@ def bench(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CreditWarning)  # no credit is handed out here
             plan = prepare(model, x, args, "gradient", {}).plan
+        _check_reached(plan)
         if graph is not None:
             _check_fits(graph, plan)
         yield Bench(model, plan, x, args, batch_size)
+
+
+def _check_reached(plan: Plan) -> None:
+    """Raise InputError for layers whose messages no step tells how to replace."""
+    known = {
+        getattr(step, "index", None)
+        for _, due in plan.calls
+        for step in due
+        if takes.dispatch(type(step)) is not takes.dispatch(object)
+    }
+    for index, nodes in enumerate(plan.nodes):
+        if nodes.sources and index not in known:
+            raise InputError(
+                f"what layer {nodes.name!r} of kind {nodes.kind!r} takes cannot be replaced: "
+                "intervene in a model without such layers."
+            )
 
 
 def _check_fits(graph: AttributionGraph, plan: Plan) -> None:
@@ -437,7 +456,8 @@ def ablate(
     nodes: pairs (layer, unit), as `top` returns them.
     how: "mean" over the reference, at each place; "zero"; or "resample", what the unit hands on
         for another sample of the reference.
-    reference: samples [M, ...] shaped as those of x; x itself if not given.
+    reference: samples [M, ...] shaped as those of x; x itself if not given. Where those are of one
+        class, give samples of all: what the class has in common is its mean.
     seed: of the samples that are drawn for "resample".
 
     Returns the scores [N, ...]. Raises InputError for nodes that are not there and for a graph of

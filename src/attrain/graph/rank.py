@@ -12,7 +12,8 @@ from attrain.attribution import attribute
 from attrain.errors import InputError, unknown
 from attrain.graph.follow import Taking
 from attrain.graph.graph import AttributionGraph
-from attrain.graph.intervene import Key, bench
+from attrain.graph.intervene import OUTPUT, Key, bench
+from attrain.graph.plan import Plan
 
 Scores = dict[str, Tensor]
 """Of each layer [units], the larger the more important."""
@@ -182,65 +183,76 @@ def _through_flow(graph: AttributionGraph) -> Scores:
     return _flow(graph, graph)
 
 
-def _by_unit(graph: AttributionGraph, probe: Probe, reduce: str) -> dict[str, Tensor]:
-    """Return the sizes of what units hand on, by sample [N, units]: their "mean" or "amax".
-
-    Over places and consumers; of "amax" the values themselves, not their sizes.
-    """
-    with bench(graph, probe.model, probe.x, batch_size=probe.batch_size,
-               additional_forward_args=probe.additional_forward_args) as made:  # fmt: skip
-        count, samples = made.plan.count, len(probe.x)
-        empty = 0.0 if reduce == "mean" else float("-inf")
-        found = torch.full((samples, count), empty, dtype=torch.float64, device=probe.x.device)
-        times = torch.zeros(count, dtype=torch.float64, device=probe.x.device)
-        at: dict[Key, int] = {}
-
-        def look(key: Key, value: Tensor, taking: Taking) -> None:
-            values = value.movedim(taking.batch, 0).double()
-            start = at.get(key, 0)
-            at[key] = start + len(values)
-            unit = taking.unit
-            flat = [axis for axis in range(unit.ndim) if unit.shape[axis] == 1]
-            axes = [axis + 1 for axis in flat]
-            places = values[0].numel() // max(unit.numel(), 1)
-            if reduce == "mean":
-                values = values.abs()
-                values = values.sum(axes) if axes else values
-            elif axes:
-                values = values.amax(axes)
-            known = unit.flatten() >= 0
-            number = unit.flatten()[known]
-            rows = found[start : start + len(values)]
-            values = values.reshape(len(values), -1)[:, known]
-            if reduce == "mean":
-                rows.index_add_(1, number, values)
-                if start == 0:
-                    times.index_add_(0, number, torch.full_like(number, places).double())
-            else:
-                rows.scatter_reduce_(1, number.expand(len(values), -1), values, "amax")
-
-        made.watch(look)
-        if reduce == "mean":
-            found /= times.clamp_min(1)
-        return {nodes.name: found[:, nodes.start : nodes.start + nodes.count].cpu()
-                for nodes in made.plan.nodes}  # fmt: skip
-
-
 def _activation(graph: AttributionGraph, probe: Probe) -> Scores:
-    return {name: each.mean(0) for name, each in _by_unit(graph, probe, "mean").items()}
+    total: Any = 0.0
+
+    def add(values: Tensor) -> None:
+        nonlocal total
+        total = total + values.sum(0)
+
+    plan = _each_batch(graph, probe, False, add)
+    return {nodes.name: (total[nodes.start : nodes.start + nodes.count] / len(probe.x)).cpu()
+            for nodes in plan.nodes}  # fmt: skip
 
 
 def _summit(graph: AttributionGraph, probe: Probe) -> Scores:
     share = probe.options["share"]
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise InputError(f"share is a number in (0, 1], got {share!r}.")
-    found = {}
-    for name, each in _by_unit(graph, probe, "amax").items():
-        sizes, order = each.clamp_min(0).sort(dim=1, descending=True, stable=True)
-        before = sizes.cumsum(1) - sizes
-        among = (before < share * sizes.sum(1, keepdim=True)) & (sizes > 0)
-        found[name] = torch.zeros_like(each).scatter_(1, order, among.double()).sum(0)
+    found: dict[str, Any] = dict.fromkeys(graph.layers, 0.0)
+
+    def add(values: Tensor) -> None:
+        start = 0
+        for name in graph.layers:
+            each = values[:, start : start + len(graph.relevance[name])]
+            start += each.shape[1]
+            sizes, order = each.clamp_min(0).sort(dim=1, descending=True, stable=True)
+            before = sizes.cumsum(1) - sizes
+            among = (before < share * sizes.sum(1, keepdim=True)) & (sizes > 0)
+            found[name] += torch.zeros_like(each).scatter_(1, order, among.double()).sum(0).cpu()
+
+    _each_batch(graph, probe, True, add)
     return found
+
+
+def _each_batch(
+    graph: AttributionGraph, probe: Probe, largest: bool, add: Callable[[Tensor], None]
+) -> Plan:
+    """Show what units hand on, batch by batch, over places and consumers; return the plan.
+
+    add: takes [n, units of all layers], the largest values or the means of their sizes.
+    """
+    with bench(graph, probe.model, probe.x, batch_size=probe.batch_size,
+               additional_forward_args=probe.additional_forward_args) as made:  # fmt: skip
+        count = made.plan.count
+        rows = times = torch.empty(0)
+
+        def look(key: Key, value: Tensor, taking: Taking) -> None:
+            nonlocal rows, times
+            values = value.movedim(taking.batch, 0).double()
+            if not len(rows):
+                empty = float("-inf") if largest else 0.0
+                rows = values.new_full((len(values), count), empty)
+                times = values.new_zeros(count)
+            unit = taking.unit
+            axes = [axis + 1 for axis in range(unit.ndim) if unit.shape[axis] == 1]
+            places = values[0].numel() // max(unit.numel(), 1)
+            if axes:
+                values = values.amax(axes) if largest else values.abs().sum(axes)
+            values = values.reshape(len(values), -1)
+            known = unit.flatten() >= 0
+            values, number = values[:, known], unit.flatten()[known]
+            if largest:
+                rows.scatter_reduce_(1, number.expand(len(values), -1), values, "amax")
+            else:
+                rows.index_add_(1, number, values.abs())
+                times.index_add_(0, number, times.new_full(number.shape, places))
+            if key == OUTPUT:  # the last that is seen of a batch
+                add(rows if largest else rows / times.clamp_min(1))
+                rows = times[:0]
+
+        made.watch(look)
+        return made.plan
 
 
 def _by_attribution(

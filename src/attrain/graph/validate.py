@@ -119,7 +119,8 @@ def validate(
         graph was not made of are the harder test.
     shares: of the units of each layer, in (0, 1], rising; at least one unit of each.
     by, options: the ranking, as `rank` takes it; or scores of one's own, by layer [units].
-    how, reference: as for `ablate`. "resample" draws from the seed 0.
+    how, reference: as for `ablate`: for one class give samples of all as the reference. "resample"
+        draws from the seed 0.
     layers: whose units are ablated; without, all but the inputs and the last.
 
     Raises InputError for shares, seeds and layers that cannot be, and as `rank` and `ablate`.
