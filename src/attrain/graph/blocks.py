@@ -435,7 +435,9 @@ class _BlockTracer(Tracer):
         self.candidates[id(out)] = switch, Stream(tuple(parts), found.sample)
         self.kept.append(out)
         func, due = self.plan.calls[call]
-        write = stream.Write(layer.kind, tuple(groups), switch=switch)
+        write = stream.Write(
+            layer.kind, tuple(groups), tuple(numbers), layer.samples, switch=switch
+        )
         self.plan.calls[call] = func, (*due, write)
 
 
@@ -551,6 +553,9 @@ class _Coarse:
                 return None
             maps = tuple(stream.Reads(self._number(each.units)) for each in step.maps)
             return dataclasses.replace(step, index=self.of_layer[step.index], rows=rows, maps=maps)
+        if isinstance(step, stream.Write):
+            numbers = tuple(int(self.final[unit]) for unit in step.units)
+            return dataclasses.replace(step, units=numbers)
         if isinstance(step, (steps.Layer, steps.Meeting)) and step.index not in self.of_layer:
             return None
         if isinstance(step, steps.Layer):

@@ -96,6 +96,8 @@ class Write(Step):
 
     kind: Kind
     groups: tuple[Tensor, ...]  # indices of columns
+    units: tuple[int, ...]  # of each group
+    samples: Samples
 
     def write(self, totals: Any, kept: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Give the result its parts."""
