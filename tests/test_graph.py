@@ -1,6 +1,5 @@
 """Attribution graphs against slow twins, what adds up, what is refused, and mistakes."""
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -249,10 +248,10 @@ def test_a_graph_under_a_preset_equals_its_twin(name: str, preset: str) -> None:
     net, shape = NETS[name]()
     prepared(net)
     x, target = random(2, *shape), [1, 1]
-    given = rules.PRESETS[preset](dict(net.named_modules()))
+    by_name = rules.PRESETS[preset](dict(net.named_modules()))
 
     def rule_of(layer: str) -> Any:
-        return given.get(layer, rules.Epsilon())
+        return by_name.get(layer, rules.Epsilon())
 
     graph = AttributionGraph.from_batch(net, x, 1, rule=preset, epsilon=1e-6)
     compare(graph, twin_of(net, x, target, 1e-6, rule_of), 2)
@@ -263,7 +262,228 @@ def test_layers_may_have_an_epsilon_of_their_own() -> None:
     net, shape = NETS["skip"]()
     prepared(net)
     x = random(2, *shape)
-    given = {"b": rules.Epsilon(epsilon=0.1), "c": rules.Gamma(0.5, epsilon=0.2)}
-    graph = AttributionGraph.from_batch(net, x, 1, rules=given)
-    twin = twin_of(net, x, [1, 1], 1e-6, lambda name: given.get(name, rules.Epsilon()))
+    own = {"b": rules.Epsilon(epsilon=0.1), "c": rules.Gamma(0.5, epsilon=0.2)}
+    graph = AttributionGraph.from_batch(net, x, 1, rules=own)
+    twin = twin_of(net, x, [1, 1], 1e-6, lambda name: own.get(name, rules.Epsilon()))
     compare(graph, twin, 2)
+
+
+# What adds up, over random networks ---------------------------------------------------------------
+
+KEEP_SIGN: list[Callable[[], nn.Module]] = [
+    nn.ReLU, nn.SiLU, nn.Tanh, nn.LeakyReLU, nn.GELU, nn.ELU, nn.SELU, nn.Mish, nn.Hardswish,
+    nn.ReLU6, nn.Softsign, nn.Tanhshrink, nn.Hardtanh, nn.Identity, nn.PReLU, nn.Dropout,
+    lambda: nn.ReLU(inplace=True), lambda: nn.LeakyReLU(0.2, inplace=True),
+    lambda: nn.SiLU(inplace=True), lambda: nn.Dropout(0.5, inplace=True),
+]  # fmt: skip
+
+
+class Program(nn.Module):
+    """Runs steps, functions of the values so far, and returns the last value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList()
+        self.steps: list[tuple[Any, tuple[int, ...], int | None]] = []
+        self.told: list[str] = []
+
+    def add(self, told: str, function: Any, of: tuple[int, ...], part: Any = None) -> None:
+        index = None
+        if part is not None:
+            known = [each is part for each in self.parts]
+            index = known.index(True) if any(known) else len(self.parts)
+            if not any(known):
+                self.parts.append(part)
+        self.told.append(f"{told}{of}")
+        self.steps.append((function, of, index))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for function, of, index in self.steps:
+            taken = [values[k] for k in of]
+            values.append(
+                function(*taken) if index is None else function(self.parts[index], *taken)
+            )
+        return values[-1]
+
+    def __repr__(self) -> str:
+        return f"Program({', '.join(self.told)})"
+
+
+def call(module: nn.Module, *taken: Tensor) -> Tensor:
+    return module(*taken)
+
+
+def _norm(draw: Any, channels: int, spatial: int) -> nn.Module:
+    kind = draw(st.sampled_from(["batch", "plain batch", "layer", "group", "instance"]))
+    if kind == "instance" and spatial:
+        return [nn.InstanceNorm1d, nn.InstanceNorm2d][spatial - 1](channels, affine=True)
+    if kind == "group" and spatial:
+        return nn.GroupNorm(draw(st.sampled_from([1, channels])), channels)
+    if kind == "layer" and not spatial:
+        return draw(st.sampled_from([nn.LayerNorm, nn.RMSNorm]))(channels)
+    batch = [nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d][spatial]
+    return batch(channels, affine=kind == "batch")
+
+
+def _layer(draw: Any, channels: int, out: int, spatial: int) -> nn.Module:
+    if not spatial:
+        return L(channels, out, bias=draw(st.booleans()))
+    kind = [nn.Conv1d, nn.Conv2d][spatial - 1]
+    size = draw(st.sampled_from([1, 3]))
+    groups = draw(st.sampled_from([1, 2])) if channels % 2 == out % 2 == 0 else 1
+    return kind(
+        channels, out, size, padding=size // 2, groups=groups, bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "zeros", "circular", "reflect"])),
+    )  # fmt: skip
+
+
+def _pool(spatial: int, average: bool) -> nn.Module:
+    kinds = ((nn.MaxPool1d, nn.MaxPool2d), (nn.AvgPool1d, nn.AvgPool2d))[average]
+    return kinds[spatial - 1](3, 1, 1)
+
+
+@st.composite
+def programs(draw: Any) -> tuple[Program, Tensor]:
+    """Return a random network in double precision and inputs for it."""
+    torch.manual_seed(draw(st.integers(0, 10_000)))
+    spatial = draw(st.integers(0, 2))
+    width = draw(st.sampled_from([2, 4]))
+    samples = draw(st.integers(1, 4))
+    shape = (samples, width, *(4,) * spatial)
+    program = Program()
+    channels = [width]
+    reused: dict[int, nn.Module] = {}
+    names = st.sampled_from(
+        "layer layer activation activation norm pool skip skip projected cat product reuse "
+        "functional scale shift gate constant split negative broken".split()
+    )
+    for _ in range(draw(st.integers(1, 8))):
+        last, count = len(channels) - 1, channels[-1]
+        name = draw(names)
+        alike = [k for k, c in enumerate(channels) if c == count]
+        other = draw(st.sampled_from(alike))
+        made = count
+        if name == "layer":
+            made = draw(st.sampled_from([2, 4]))
+            program.add("layer", call, (last,), _layer(draw, count, made, spatial))
+        elif name == "activation":
+            phi = draw(st.sampled_from(KEEP_SIGN))()
+            # What is written over must be no one else's.
+            place = last if not getattr(phi, "inplace", False) else _copied(program, channels)
+            program.add(type(phi).__name__, call, (place,), phi)
+        elif name == "norm":
+            program.add("norm", call, (last,), _norm(draw, count, spatial))
+        elif name == "pool" and spatial:
+            program.add("pool", call, (last,), _pool(spatial, draw(st.booleans())))
+        elif name == "skip":
+            if draw(st.booleans()):
+                place = _copied(program, channels)
+                program.add("add_", lambda a, b: a.add_(b), (place, other))
+            else:
+                program.add("add", lambda a, b: a + b, (last, other))
+        elif name == "projected":
+            place = draw(st.integers(0, last))
+            program.add("projection", call, (place,), _layer(draw, channels[place], count, spatial))
+            channels.append(count)
+            program.add("add", lambda a, b: a - b, (last, len(channels) - 1))
+        elif name == "cat":
+            if count > 8:
+                continue
+            place = draw(st.integers(0, last))
+            program.add("cat", lambda a, b: torch.cat([a, b], 1), (last, place))
+            made = count + channels[place]
+        elif name in ("product", "gate"):
+            program.add("projection", call, (other,), _layer(draw, count, count, spatial))
+            channels.append(count)
+            gate = torch.tanh if name == "product" else torch.sigmoid
+            program.add(name, lambda a, b, gate=gate: a * gate(b), (last, len(channels) - 1))
+        elif name == "reuse":
+            shared = reused.setdefault(count, _layer(draw, count, count, spatial))
+            program.add("reuse", call, (last,), shared)
+        elif name == "functional" and not spatial:
+            made = 3
+            weight = nn.Parameter(torch.randn(count, 3) * 0.5)
+            bias = nn.Parameter(torch.randn(3))
+            program.add("functional", lambda p, a: a @ p[0] + p[1], (last,),
+                        nn.ParameterList([weight, bias]))  # fmt: skip
+        elif name == "scale":
+            program.add("scale", lambda a: a * 0.5 / 1.5, (last,))
+        elif name == "shift":
+            program.add("shift", lambda a: 0.3 + a, (last,))
+        elif name == "constant":
+            bias = nn.Parameter(torch.randn(count, *(1,) * spatial))
+            program.add("constant", lambda p, a: a * p[0] + p[0], (last,), nn.ParameterList([bias]))
+        elif name == "split" and count % 2 == 0:
+            made = count // 2
+            program.add("split", lambda a: torch.add(*a.chunk(2, 1)), (last,))
+        elif name == "negative":
+            program.add("negative", lambda a: torch.cat([a.relu(), (-a).relu()], 1), (last,))
+            made = 2 * count
+        elif name == "broken":
+            program.add("flip", lambda a: a.flip(1), (last,))
+        else:
+            continue
+        channels.append(made)
+    last, count = len(channels) - 1, channels[-1]
+    if spatial and draw(st.booleans()):
+        program.add("mean", lambda a: a.flatten(2).mean(2), (last,))
+    else:
+        program.add("flatten", lambda a: a.flatten(1), (last,))
+    width = count if program.told[-1].startswith("mean") else count * 4**spatial
+    program.add("head", call, (len(channels),), L(width, CLASSES))
+    prepared(program)
+    return program, random(*shape, seed=draw(st.integers(0, 99)))
+
+
+def _copied(program: Program, channels: list[int]) -> int:
+    program.add("clone", torch.clone, (len(channels) - 1,))
+    channels.append(channels[-1])
+    return len(channels) - 1
+
+
+def explained(model: nn.Module, x: Tensor, target: Any) -> Tensor:
+    with torch.no_grad():
+        out = scores(model(x.clone()))
+        return select(out, check_target(target, out.shape[1:], len(x), out.device))
+
+
+def check_sums(
+    model: nn.Module, x: Tensor, target: Any = 1, tolerance: float = 1e-8, **options: Any
+) -> AttributionGraph:
+    """Assert that all of a graph adds up, and return it."""
+    graph = AttributionGraph.from_batch(model, x, target, **options)
+    largest = max(float(each.abs().max()) for each in graph.relevance.values()) or 1.0
+    assert max(graph.error().values(), default=0.0) <= tolerance
+    output = float(explained(model, x, target).mean())
+    assert abs(graph.output - output) <= tolerance * max(1.0, abs(output))
+    for name in graph.layers[:-1]:
+        handed = sum(each.sum(0) for each in graph.outgoing(name).values())
+        assert (handed - graph.relevance[name]).abs().max() <= tolerance * largest, name
+    if x.is_floating_point():
+        found = graph.relevance["input"] - sum(graph.sinks.get("input", {"": 0.0}).values())
+        values = attribute(model, x, target, **options).double().mean(0)
+        by_unit = (values.flatten(), values.flatten(1).sum(1) if values.ndim > 1 else values,
+                   values.flatten(0, -2).sum(0) if values.ndim > 1 else values)  # fmt: skip
+        assert any(
+            each.shape == found.shape and (each - found).abs().max() <= tolerance * largest
+            for each in by_unit
+        )
+    return graph
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(programs(), st.sampled_from([1e-6, 1e-3, 0.1, 0.0]))
+def test_graphs_of_random_networks_add_up(network: tuple[Program, Tensor], epsilon: float) -> None:
+    program, x = network
+    target = torch.arange(len(x)) % CLASSES
+    check_sums(program, x, target, epsilon=epsilon)
+
+
+@settings(max_examples=max(10, EXAMPLES // 6), deadline=None)
+@given(programs(), st.sampled_from(["z+", "gamma", "alpha-beta", "z+z-", "epsilon-plus"]))
+def test_graphs_of_random_networks_add_up_under_rules_of_layers(
+    network: tuple[Program, Tensor], rule: str
+) -> None:
+    program, x = network
+    check_sums(program, x, 1, rule=rule, epsilon=1e-3)
