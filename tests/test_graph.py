@@ -1020,32 +1020,28 @@ def test_layers_and_units_that_are_not_there_are_told() -> None:
 
 # Models of torchvision ----------------------------------------------------------------------------
 
-VISION: dict[str, tuple[Callable[[Any], nn.Module], int]] = {
+QUICK: dict[str, tuple[Callable[[Any], nn.Module], int]] = {
     "resnet18": (lambda tv: tv.resnet18(num_classes=5), 32),
     "squeezenet": (lambda tv: tv.squeezenet1_1(num_classes=5), 64),
     "densenet": (lambda tv: tv.DenseNet(8, (2, 2, 2), 16, num_classes=5), 32),
-    **{
-        name: pytest.param(build, size, marks=pytest.mark.slow)
-        for name, build, size in (
-            ("shufflenet", lambda tv: tv.shufflenet_v2_x0_5(num_classes=5), 64),
-            ("mobilenet_v2", lambda tv: tv.mobilenet_v2(num_classes=5), 64),
-            ("mobilenet_v3", lambda tv: tv.mobilenet_v3_small(num_classes=5), 64),
-            ("googlenet", lambda tv: tv.googlenet(num_classes=5, init_weights=False), 64),
-            ("efficientnet", lambda tv: tv.efficientnet_b0(num_classes=5), 32),
-            ("convnext", lambda tv: tv.convnext_tiny(num_classes=5), 32),
-            ("regnet", lambda tv: tv.regnet_y_400mf(num_classes=5), 32),
-            ("vgg", lambda tv: tv.vgg11(num_classes=5), 32),
-        )
-    },
-}  # fmt: skip
+}
+SLOW: dict[str, tuple[Callable[[Any], nn.Module], int]] = {
+    "shufflenet": (lambda tv: tv.shufflenet_v2_x0_5(num_classes=5), 64),
+    "mobilenet_v2": (lambda tv: tv.mobilenet_v2(num_classes=5), 64),
+    "mobilenet_v3": (lambda tv: tv.mobilenet_v3_small(num_classes=5), 64),
+    "googlenet": (lambda tv: tv.googlenet(num_classes=5, init_weights=False), 64),
+    "efficientnet": (lambda tv: tv.efficientnet_b0(num_classes=5), 32),
+    "convnext": (lambda tv: tv.convnext_tiny(num_classes=5), 32),
+    "regnet": (lambda tv: tv.regnet_y_400mf(num_classes=5), 32),
+    "vgg": (lambda tv: tv.vgg11(num_classes=5), 32),
+}
 
 
 @pytest.mark.parametrize(
-    ("build", "size"),
-    [each if not isinstance(each, tuple) else pytest.param(*each) for each in VISION.values()],
-    ids=VISION,
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
-def test_graphs_of_torchvision_add_up(build: Any, size: int) -> None:
+def test_graphs_of_torchvision_add_up(name: str) -> None:
     models = pytest.importorskip("torchvision.models")
+    build, size = {**QUICK, **SLOW}[name]
     torch.manual_seed(0)
     check_sums(prepared(build(models)), random(2, 3, size, size), 1)
