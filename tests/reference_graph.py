@@ -1,4 +1,4 @@
-"""Slow, obvious twin of attribution graphs: rewards handed from neuron to neuron, message by message.
+"""Slow, obvious twin of attribution graphs: rewards handed on neuron by neuron, message by message.
 
 A `Net` is a list of steps, run by torch; `graph_twin` goes through them backwards with loops, in
 rewards as `reference.py` does, and writes down which unit handed what to which.
@@ -136,7 +136,7 @@ def graph_twin(
     rule_of: Callable[[str], Any],
     axis: int | None,
 ) -> Twin:
-    """Return the graph of a net; `axis`: which one counts the units of inputs, None where all do."""
+    """Return the graph of a net; `axis`: the one that counts the inputs' units, None for all."""
     with torch.no_grad():
         seen = {name: array(value) for name, value in net.values(x, keep=True).items()}
     graph = Twin()

@@ -240,3 +240,21 @@ def test_what_has_no_stream_is_refused():
                                     method="gradient")  # fmt: skip
     with pytest.raises(InputError, match="unknown kind of nodes 'block'. Did you mean 'blocks'"):
         AttributionGraph.from_batch(model, torch.randn(2, 2, 4), 1, nodes="block")
+
+
+def test_samples_that_share_an_axis_with_places_are_told_apart():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 6), nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x.reshape(-1, 5)).tanh().reshape(-1, 12))
+
+    model, x, y = Rows(), torch.randn(4, 2, 5), torch.tensor([0, 2, 0, 2])
+    whole = AttributionGraph.from_batch(model, x, 2)
+    assert max(whole.error().values()) < 1e-12
+    graphs = ClassGraphs.from_data(model, (x, y), batch_size=4)
+    alone = AttributionGraph.from_batch(model, x[y == 2], 2)
+    for name, edges in alone.edges.items():
+        torch.testing.assert_close(graphs["2"].edges[name], edges, rtol=1e-12, atol=1e-14)

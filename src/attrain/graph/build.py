@@ -204,7 +204,7 @@ def _told(target: Any) -> str:
     if target is None:
         return ""
     if isinstance(target, (Tensor, list)):
-        values = set(torch.as_tensor(target).flatten().tolist()) if len(target) else set()
+        values = set(torch.as_tensor(target).flatten().tolist())
         return str(values.pop()) if len(values) == 1 else "of each sample"
     return str(target)
 

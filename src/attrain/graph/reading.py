@@ -126,6 +126,8 @@ class Reading:
         larger = self._name() in _LARGER and same
         if larger or self.family in (*_ELEMENTWISE, *_MEETING):
             self._keep(out, first)
+            if self.family in _MEETING and self._whole(out):
+                return self._by_hand(out)
             adds = larger or self.family in (linear.summed, linear.blended)
             return self._shifted(out) if adds else []
         if self.family in _NORMS:
@@ -352,7 +354,10 @@ class Reading:
         for (where, epsilon, tensor), (_, each, _), name in zip(
             self.owed, self.before, self.names, strict=True
         ):
-            if self.family is activation.nonlinear and not keeps_sign:
+            if self.family is activation.nonlinear and not keeps_sign and not each.mixed:
+                if not epsilon and id(tensor) not in self.context.refunded:
+                    found += self._curve(each, where)
+                    continue
                 epsilon = self.context.epsilon
             if each.mixed or not epsilon or id(tensor) in self.context.refunded:
                 continue
@@ -374,6 +379,25 @@ class Reading:
                     self.part = True
                 found.append(steps.Epsilon(where, by, epsilon, overwritten=self.in_place))
         return found
+
+    def _whole(self, out: Tensor) -> bool:
+        """Whether what was written out by hand is one activation of one tensor."""
+        return out.grad_fn is not None and out.grad_fn.name() == "SecantBackward"
+
+    def _curve(self, each: Units | None, where: steps.Where | None = None) -> list[steps.Step]:
+        by = None if each is None or each.mixed else units.sums(each)
+        self.scattered |= by is None and each is not None and not each.mixed
+        epsilon = self.context.epsilon
+        return [steps.Curve(by, epsilon, where)] if by is not None and epsilon else []
+
+    def _by_hand(self, out: Tensor) -> list[steps.Step]:
+        """Return what the stabiliser of an activation written out by hand takes."""
+        mark = marks.get(out)
+        root = None if mark is None else mark.root(out)
+        owed = None if root is None else marks.get(root)
+        if owed is not None and (owed.epsilon or id(root) in self.context.refunded):
+            return []  # which is counted where the tensor is first taken
+        return self._curve(units.of(out))
 
     def _deferrals(self) -> None:
         """Remember what the call took without paying, and what it made that owes the same."""
@@ -415,8 +439,7 @@ class Reading:
 
     def _shifted(self, out: Tensor) -> list[steps.Step]:
         """Return what constants and parameters add to the units of one tensor."""
-        mark = marks.get(out)
-        if len(self.before) != 1 or (mark is not None and mark.curved):
+        if len(self.before) != 1 or self._whole(out):
             return []
         offset = partial(steps.added, self._spare, self._name(), self.before[0][0])
         return self._shifts(out, offset)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from attrain import marks
 from attrain.errors import CreditError
 from attrain.graph import units
 from attrain.graph.layer import Kind, messages, messages_of
@@ -318,6 +319,38 @@ class Deferred:
             totals.sink("epsilon", self.by.unit, total)
 
         hook(made, take)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What the stabiliser of a secant takes where the tensor that it is one of owes none.
+
+    where: that tensor among the arguments; without, it is the one that the result is marked with.
+    """
+
+    by: Sums
+    epsilon: float
+    where: Where | None = None
+
+    def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Keep the tensor, which the call may overwrite."""
+        return None if self.where is None else at(self.where, args, kwargs).detach().clone()
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Take the credit of the result."""
+        mark = marks.get(out)
+        z = kept if mark is None or kept is not None else mark.root(out)
+        if z is None:
+            return
+        value = out.detach().clone()
+        lost = value - value * (z.detach() / stabilised(z.detach(), self.epsilon))
+
+        def take(credit: Tensor) -> None:
+            totals.sink("epsilon", self.by.unit, totals.summed(self.by, lost * credit))
+
+        hook(out, take)
 
 
 @dataclass(frozen=True)
