@@ -117,7 +117,7 @@ def test_a_pick_that_the_trials_contradict_is_said(tmp_path):
     better = CONTENDERS[L1].trials[0]
     other[frontier._trial_name(L1, better)] = {"accuracy": kept(0.99, 0.95, 0.95)}
     found, _ = claims(other, tmp_path)
-    claim = found[f"For 98%, the setting of {L1} is the best of its 38 trials"]
+    claim = found[f"For 98%, the setting of {L1} is the best of its 44 trials"]
     assert claim["holds"] is False and str(better) in claim["figure"]
 
 
