@@ -1,15 +1,23 @@
 """An attribution graph: units and what they hand to one another, for one explained output."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from attrain.credit import LFP
 from attrain.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import os
+
+    import networkx
+    import pandas
+
+    from attrain.graph.validate import Validation
 
 PRUNED = "pruned"
 """The sink that takes what pruned nodes and edges carried."""
@@ -77,11 +85,12 @@ class AttributionGraph:
         model, x, target, batch_size, progress, additional_forward_args: as `attrain.attribute`
             takes them. Units are features of linear layers and channels of convolutions; of x
             its values where a linear layer takes it, else its channels or its last axis.
-        method: "lrp"; "gradient", value times gradient, without the rules of credit; or
-            "integrated_gradients", that on the way from a baseline.
+        method: "lrp"; "gradient", value times gradient, without the rules of credit;
+            "integrated_gradients", that on the way from a baseline; or "ablation", the fall of
+            the output when a unit or a message is cut, for small graphs.
         options: of lrp: rule, rules, epsilon, batch_norm, opposite_sign, gate; of
             integrated_gradients: baselines (0, a number or a tensor shaped as a sample) and
-            n_steps (32).
+            n_steps (32); of ablation: how, reference, as `ablate` takes them.
 
         Raises InputError for what does not fit together and for models without a graph (units
         mixed by something else than layers, sums and products), CreditError for functions
@@ -223,6 +232,101 @@ class AttributionGraph:
         while self._drop_dangling(keep, kept):
             pass
         return self._with(keep, kept)
+
+    # What other files do with a graph -------------------------------------------------------------
+
+    def rank(self, by: str = "relevance", **measured: Any) -> dict[str, Tensor]:
+        """Return how important each unit is, by layer; see `attrain.graph.rank.rank`."""
+        from attrain.graph.rank import rank
+
+        return rank(self, by, **measured)
+
+    def top(
+        self, k: int, layer: str | None = None, by: str = "relevance", **measured: Any
+    ) -> list[tuple[str, int, float]]:
+        """Return the k most important units and their scores; see `attrain.graph.rank.top`."""
+        from attrain.graph.rank import top
+
+        return top(self, k, layer, by, **measured)
+
+    def path_mass(self, pruned: "AttributionGraph") -> float:
+        """Return the share of the output that paths in `pruned` carry; see `rank.path_mass`."""
+        from attrain.graph.rank import path_mass
+
+        return path_mass(self, pruned)
+
+    def ablate(self, model: nn.Module, x: Tensor, nodes: Iterable[Any], **options: Any) -> Tensor:
+        """Return the model's scores with units ablated; see `attrain.graph.intervene.ablate`."""
+        from attrain.graph.intervene import ablate
+
+        return ablate(self, model, x, nodes, **options)
+
+    def clamp(
+        self, model: nn.Module, x: Tensor, nodes: Mapping[tuple[str, int], float], **options: Any
+    ) -> Tensor:
+        """Return the model's scores with units clamped; see `attrain.graph.intervene.clamp`."""
+        from attrain.graph.intervene import clamp
+
+        return clamp(self, model, x, nodes, **options)
+
+    def validate(
+        self, model: nn.Module, x: Tensor, target: Any = None, **options: Any
+    ) -> "Validation":
+        """Return what ablating the first units does; see `attrain.graph.validate.validate`."""
+        from attrain.graph.validate import validate
+
+        return validate(self, model, x, target, **options)
+
+    def unit_ablations(
+        self, model: nn.Module, x: Tensor, target: Any = None, **options: Any
+    ) -> dict[str, Tensor]:
+        """Return what ablating each unit does; see `attrain.graph.validate.unit_ablations`."""
+        from attrain.graph.validate import unit_ablations
+
+        return unit_ablations(self, model, x, target, **options)
+
+    def with_facts(self, **facts: Any) -> "AttributionGraph":
+        """Return the graph with more facts, plain values that its files and pages tell."""
+        return dataclasses.replace(self, facts={**self.facts, **facts})
+
+    def save(self, path: "str | os.PathLike[str]", **options: Any) -> None:
+        """Write the graph as JSON, if large with safetensors; see `attrain.graph.files.save`."""
+        from attrain.graph.files import save
+
+        save(self, path, **options)
+
+    @classmethod
+    def load(cls, path: "str | os.PathLike[str]") -> "AttributionGraph":
+        """Return the graph that `save` wrote; see `attrain.graph.files.load`."""
+        from attrain.graph.files import load
+
+        return load(path)
+
+    def to_networkx(self) -> "networkx.DiGraph":
+        """Return the graph for networkx; see `attrain.graph.formats.to_networkx`."""
+        from attrain.graph.formats import to_networkx
+
+        return to_networkx(self)
+
+    def to_dataframe(self) -> "tuple[pandas.DataFrame, pandas.DataFrame]":
+        """Return nodes and edges for pandas; see `attrain.graph.formats.to_dataframe`."""
+        from attrain.graph.formats import to_dataframe
+
+        return to_dataframe(self)
+
+    def to_graphml(self, path: "str | os.PathLike[str]") -> None:
+        """Write the graph as GraphML; see `attrain.graph.formats.to_graphml`."""
+        from attrain.graph.formats import to_graphml
+
+        to_graphml(self, path)
+
+    def to_gexf(self, path: "str | os.PathLike[str]") -> None:
+        """Write the graph as GEXF, which Gephi reads; see `attrain.graph.formats.to_gexf`."""
+        from attrain.graph.formats import to_gexf
+
+        to_gexf(self, path)
+
+    # How pruning works ----------------------------------------------------------------------------
 
     def _sources_of(self, name: str, keep: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([keep[source] for source in self.sources[name]])

@@ -6,71 +6,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from attrain import marks
 from attrain.attribution.targets import Target, scores, select
-from attrain.errors import InputError
 from attrain.graph import steps, units
+from attrain.graph.follow import SEEN, Follower
 from attrain.graph.plan import Plan
 from attrain.graph.steps import Totals
-from attrain.graph.units import Units
-from attrain.rules import linear, product
-from attrain.rules.call import name_of, stabilise
-from attrain.rules.registry import REGISTRY, bookkeeping
-
-_SEEN = Units(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+from attrain.rules.call import stabilise
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(Follower):
     """Follows the plan of a model call by call; what it takes down is in `totals`."""
 
     def __init__(self, plan: Plan, totals: Totals) -> None:
-        super().__init__()
-        self.plan, self.totals, self.next = plan, totals, 0
+        super().__init__(plan)
+        self.totals = totals
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    def made(
+        self, due: Sequence[steps.Step], func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
-        rule = REGISTRY.get(func)
-        family = getattr(rule, "func", rule)
-        if family is linear.embedded:
-            self._due(func)
-            return self._seen(steps.as_leaf(func(*args, **kwargs)))
-        if family is bookkeeping or next(steps.carrying(args, kwargs), None) is None:
-            return func(*args, **kwargs)
-        if family is product.opened:
-            with self:
-                return product.body_of(func)(*args, **kwargs)
-        due = self._due(func)
+        """Take down what is due at a call."""
         kept = [step.before(self.totals, args, kwargs) for step in due]
         out = func(*args, **kwargs)
         for step, each in zip(due, kept, strict=True):
             step.after(self.totals, each, args, kwargs, out)
-        return self._seen(out)
-
-    def end(self) -> None:
-        """Raise InputError where the model made fewer calls than the plan has."""
-        if self.next != len(self.plan.calls):
-            raise InputError(
-                "the model makes fewer calls than before: a graph is made of models that make the "
-                "same calls for all inputs."
-            )
-
-    def _due(self, func: Any) -> Sequence[steps.Step]:
-        if self.next == len(self.plan.calls) or self.plan.calls[self.next][0] is not func:
-            raise InputError(
-                f"the model calls {name_of(func)} where it did not before: a graph is made of "
-                "models that make the same calls for all inputs."
-            )
-        self.next += 1
-        return self.plan.calls[self.next - 1][1]
-
-    def _seen(self, out: Any) -> Any:
-        for each in out if isinstance(out, (list, tuple)) else (out,):
-            if isinstance(each, Tensor) and each.requires_grad:
-                units.put(each, _SEEN)
         return out
 
 
@@ -98,7 +58,7 @@ def record(
         entry = leaf
         if x.is_floating_point():
             entry = leaf.clone().requires_grad_().clone()
-            units.put(entry, _SEEN)
+            units.put(entry, SEEN)
         with recorder:
             out = scores(model(entry, *args))
         recorder.end()
@@ -107,7 +67,7 @@ def record(
     with torch.enable_grad():
         explained = select(out, target)
     o = explained.detach()
-    unit = _explained_units(plan, target, len(x), out.device)
+    unit = explained_units(plan, target, len(x), out.device)
     reward = torch.ones_like(o)
     mark = marks.get(out)
     if mark is not None and mark.epsilon:
@@ -117,7 +77,7 @@ def record(
     return o
 
 
-def _explained_units(plan: Plan, target: Target, samples: int, device: torch.device) -> Tensor:
+def explained_units(plan: Plan, target: Target, samples: int, device: torch.device) -> Tensor:
     """Return the unit of the explained output of each sample."""
     assert plan.output is not None
     one = plan.output.unit[0].reshape(-1)
