@@ -412,7 +412,7 @@ class Layer:
             if totals.compares:
                 assert z is not None
                 earned = self.samples.split((s * z).movedim(axis, -1), len(totals.group))
-                totals.compare(self.index, earned.flatten(1, -2).sum(1))
+                totals.compare(self.index, earned.reshape(len(earned), -1, earned.shape[-1]).sum(1))
             whole = len(totals.present) == 1
             spread = self.samples.spread(totals.group)
             for group in totals.present:
