@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch.utils.data import TensorDataset
 
 from attrain.config import GraphConfig, check_graph, free_folder, is_function
 from attrain.data import Data
-from attrain.errors import InputError, unknown
+from attrain.errors import CreditError, CreditWarning, InputError, unknown
 from attrain.graph import AttributionGraph, ClassGraphs, measured, to_html
+from attrain.graph.page import SHOWN_SHARE, class_graph
+from attrain.report.graph_file import absent, described
 from attrain.report.palette import label as label_of
 from attrain.rules import PRESETS, RULES
 from attrain.runs import environment, write_json
@@ -62,7 +65,7 @@ def show(config: GraphConfig) -> dict[str, Any]:
     if config.target not in ("label", "predicted"):
         class_number(config.target, data, "target", "predicted", "label")
     out = config.out or free_folder("graph", data.name, False)
-    index, held = _drawn(config, data)
+    index, held = drawn(data, config.samples, config.ablations, config.seed)
     found = {}
     for name, model in models.items():
         samples = _explained(model, data, index, config, wanted)
@@ -103,6 +106,43 @@ def show(config: GraphConfig) -> dict[str, Any]:
     return told
 
 
+# For the report -----------------------------------------------------------------------------------
+
+REPORT_SAMPLES, REPORT_ABLATIONS = 1000, 8
+
+
+def compact_graphs(model: nn.Module, data: Data) -> dict[str, Any]:
+    """Return what graph.json of a run holds: graphs of all classes, by default settings.
+
+    From up to 1,000 test samples by their labels; the tenth of the units of each layer with most
+    relevance is ablated on up to 8 other samples of each class, and as many random ones, three
+    times. For a model that has no graph it says why.
+    """
+    index, held = drawn(data, REPORT_SAMPLES, REPORT_ABLATIONS, seed=0)
+    device = next(model.parameters()).device
+    config = GraphConfig(())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CreditWarning)  # training has told them
+            samples = _explained(model, data, index, config, ())
+            apart = torch.isin(samples.index, held)
+            graphs = _graphs(model, samples.where(~apart), data, config, progress=False)
+            rest = samples.where(apart)
+            if len(rest.x):
+                graphs = measured(
+                    graphs, model, rest.x.to(device), rest.target.to(device), seeds=3,
+                    shares=(SHOWN_SHARE,), seconds=0,
+                )  # fmt: skip
+    except (CreditError, InputError) as error:
+        return absent(str(error))
+    labels = _labels(next(iter(graphs.values())), data)
+    return described(
+        [class_graph(graph, name, labels, graphs.accuracy.get(name)) for name, graph in
+         graphs.items()],
+        "lrp",
+    )  # fmt: skip
+
+
 # The samples ------------------------------------------------------------------------------------
 
 
@@ -136,18 +176,18 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _drawn(config: GraphConfig, data: Data) -> tuple[Tensor, Tensor]:
+def drawn(data: Data, samples: int, ablations: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the places of the test samples that are looked at, and of those to ablate units on.
 
-    The second are of each class as many as asked for, at most half.
+    samples: how many of the test set, 0 for all. ablations: how many of each class, at most half.
     """
     y = data.test.tensors[1]
-    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(y)))
-    order = order[: config.samples] if config.samples else order
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))
+    order = order[:samples] if samples else order
     held = []
     for number in range(data.num_classes):
         of_class = order[y[order] == number]
-        held.append(of_class[: min(config.ablations, len(of_class) // 2)])
+        held.append(of_class[: min(ablations, len(of_class) // 2)])
     return order.sort().values, torch.cat(held)
 
 
@@ -178,11 +218,15 @@ def _explained(
 # The graphs -------------------------------------------------------------------------------------
 
 
-def _graphs(model: nn.Module, samples: Explained, data: Data, config: GraphConfig) -> ClassGraphs:
+def _graphs(
+    model: nn.Module, samples: Explained, data: Data, config: GraphConfig, progress: bool = True
+) -> ClassGraphs:
+    device = next(model.parameters()).device
     options: dict[str, Any] = {"rule": config.rule} if config.method == "lrp" else {}
     graphs = ClassGraphs.from_data(
-        model, (samples.x, samples.target), classes=data.classes, method=config.method,
-        batch_size=config.batch_size, examples=EXAMPLES, progress=True, **options,
+        model, (samples.x.to(device), samples.target), classes=data.classes, method=config.method,
+        batch_size=config.batch_size, examples=EXAMPLES if progress else 0,
+        progress=progress, **options,
     )  # fmt: skip
     right = samples.predicted == samples.label
     accuracy = {}

@@ -104,6 +104,7 @@ def class_graph(
     examples: Mapping[tuple[str, int], Sequence[int]] | None = None,
 ) -> page.ClassGraph:
     """Return a graph as the page takes it; units that pruning took out have no relevance there."""
+    taking = {sink for each in graph.sinks.values() for sink in each if each[sink].any()}
     place = {layer: number for number, layer in enumerate(graph.layers)}
     for layer in labels or {}:
         graph.check_layer(layer)
@@ -112,7 +113,11 @@ def class_graph(
             layer,
             "output" if layer == graph.layers[-1] else graph.kinds[layer],
             len(graph.relevance[layer]),
-            {sink: float(each.sum()) for sink, each in graph.sinks.get(layer, {}).items()},
+            {
+                sink: float(each.sum())
+                for sink, each in graph.sinks.get(layer, {}).items()
+                if sink in taking
+            },
             (labels or {}).get(layer),
         )
         for layer in graph.layers
