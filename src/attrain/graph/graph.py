@@ -333,6 +333,12 @@ class AttributionGraph:
 
         return to_html([(self.method, self)], path, **options)
 
+    def to_svg(self, path: "str | os.PathLike[str]", **options: Any) -> "Path":
+        """Write the graph as a static picture; see `attrain.graph.page.to_svg`."""
+        from attrain.graph.page import to_svg
+
+        return to_svg(self, path, **options)
+
     def _repr_html_(self) -> str:
         """Return the page in a frame, for notebooks."""
         from attrain.graph.page import frame

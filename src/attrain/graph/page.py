@@ -14,6 +14,8 @@ from attrain.graph.classes import ClassGraphs
 from attrain.graph.graph import AttributionGraph
 from attrain.report import graph_input as page
 from attrain.report.graph_page import notebook_html, write_graph_page
+from attrain.report.graph_svg import graph_svg
+from attrain.runs import replacing
 
 Graphs = AttributionGraph | ClassGraphs
 Labels = Mapping[str, Sequence[str]]
@@ -57,6 +59,37 @@ def to_html(
         models, title=title, pictures=pictures, captions=captions, labels=labels, source=source
     )
     return write_graph_page(Path(path), made)
+
+
+def to_svg(
+    graph: AttributionGraph,
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    width: float = 720.0,
+    nodes: float = 0.8,
+    edges: float = 0.9,
+    labels: Labels | None = None,
+) -> Path:
+    """Write a graph as a static picture on white, an SVG file; return its path.
+
+    Parameters
+    ----------
+    name: of what is explained, for those who cannot see the picture; without, the target.
+    width: in pixels.
+    nodes, edges: of each layer the fewest nodes are drawn that hold this share of |R|, and of the
+        edges into it those that hold this share of |message|, at most 150 in all.
+    labels: of a layer, by its name, what its units are called; without, their numbers.
+
+    Raises InputError for what does not fit together, AttrainError where it cannot be written.
+    """
+    made = class_graph(graph, name or graph.target or "output", labels)
+    page.check_graph(made)
+    text = graph_svg(made, width=width, nodes=nodes, edges=edges)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff;color:#1a1a1a" '
+    with replacing(path) as file:
+        file.write(text.replace("<svg ", head, 1).encode() + b"\n")
+    return Path(path)
 
 
 def frame(graphs: Graphs, title: str) -> str:
