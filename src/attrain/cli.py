@@ -1,4 +1,4 @@
-"""The command line: `attrain compare`, `train`, `evaluate`, `attribute`, `prune` and others."""
+"""The command line: `attrain compare`, `train`, `evaluate`, `attribute`, `graph` and others."""
 
 import dataclasses
 import json
@@ -15,12 +15,14 @@ from attrain.config import (
     AttributeConfig,
     CompareConfig,
     EvaluateConfig,
+    GraphConfig,
     PruneConfig,
     ReportConfig,
     StudyConfig,
     TrainConfig,
     check_attribute,
     check_evaluate,
+    check_graph,
     check_job,
     check_prune,
     default_from,
@@ -83,6 +85,7 @@ def parse(arguments: Sequence[str]) -> Any:
         | Annotated[TrainConfig, tyro.conf.subcommand("train", default=train)]
         | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
         | Annotated[AttributeConfig, tyro.conf.subcommand("attribute")]
+        | Annotated[GraphConfig, tyro.conf.subcommand("graph")]
         | Annotated[PruneConfig, tyro.conf.subcommand("prune")]
         | Annotated[StudyConfig, tyro.conf.subcommand("study")]
         | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -112,6 +115,8 @@ def _dispatch(config: Any, arguments: Sequence[str]) -> int:
         return _evaluate(config)
     if isinstance(config, AttributeConfig):
         return _attribute(config)
+    if isinstance(config, GraphConfig):
+        return _graph(config)
     if isinstance(config, PruneConfig):
         return _prune(config)
     if isinstance(config, StudyConfig):
@@ -172,6 +177,16 @@ def _attribute(config: AttributeConfig) -> int:
         _tell(f"warning: {text}")
     print(f"{told['samples']} samples, {told['title']}: {told['error_text']}")
     print(f"Attributions: {told['file']}\nPicture: {told['page']}")
+    return 0
+
+
+def _graph(config: GraphConfig) -> int:
+    check_graph(config)
+    from attrain.trained_graphs import show
+
+    told = show(config)
+    print("\n".join(told["summary"]))
+    print(f"\nGraphs: {told['file']}\nPicture: {told['page']}")
     return 0
 
 

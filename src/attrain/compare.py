@@ -30,6 +30,7 @@ from attrain.report import write_report
 from attrain.runs import RunFolder, SeedFolder, environment, load_weights, read_json, write_json
 from attrain.schedules import learning_rate_of, momentum_of, weight_decay_of
 from attrain.spiking import activity, record
+from attrain.trained_graphs import compact_graphs
 from attrain.training import Progress, Trained, evaluating, predict, scores, train
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def _run_job(
                 _run(job, method, seed, data, folder.seed(method.name, seed))
         if job.leads:
             _explain(job, methods)
+            _write_graphs(job, methods, seeds)
     if job.leads:
         record["warnings"] = sorted({*record["warnings"], *job.warned})
         write_json(folder.config, record)
@@ -437,6 +439,18 @@ def _explain(job: _Job, methods: Sequence[Method]) -> None:
             for method in methods
         }
         write_json(job.folder.spikes, _fired(spiking, job.data), indent=None)
+
+
+def _write_graphs(job: _Job, methods: Sequence[Method], seeds: int) -> None:
+    """Write graph.json of every run, the attribution graphs of the classes in compact form."""
+    if is_spiking(job.model(0)):
+        return  # spikes are no units that hand on their values
+    for seed in range(seeds):
+        for method in methods:
+            place = job.folder.seed(method.name, seed)
+            if not place.graph.exists():
+                told = compact_graphs(job.trained(place), job.data)
+                write_json(place.graph, told, indent=None)
 
 
 def choose_samples(predictions: Tensor, y: Tensor) -> list[int]:

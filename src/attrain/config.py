@@ -23,6 +23,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Strategy = Literal["auto", "ddp", "fsdp2"]
 
 CRITERIA = ("magnitude-global", "magnitude-local", "relevance")
+GRAPH_METHODS = ("lrp", "gradient", "integrated_gradients")
 MEASURES = ("accuracy", "loss", "ece", "gini", "sparsity")
 EPOCHS = {"digits": 30, "mnist": 3, "swirl": 15}
 OTHER_EPOCHS = 10
@@ -189,6 +190,50 @@ class AttributeConfig:
 
 
 @dataclass(frozen=True)
+class GraphConfig:
+    """Show which units of a trained model earned an output, class by class, and from what."""
+
+    paths: tuple[str, ...]
+    """One model, or two side by side: each the folder of a run (OUT/METHOD/seed-K), a
+    .safetensors file, a checkpoint.pt; or module:function that returns a trained model."""
+    data: str | None = None
+    """Data set. None: that of the job which the weights belong to."""
+    model: str | None = None
+    """Model. None: that of the job which the weights belong to."""
+    activation: str | None = None
+    """Activation of the model. None: that of the job which the weights belong to."""
+    method: str = "lrp"
+    """How messages are computed: lrp, gradient or integrated_gradients."""
+    rule: str = "epsilon"
+    """Of lrp: a rule (epsilon, zero, gamma, z+, ...) or a preset (epsilon-plus,
+    epsilon-plus-flat, epsilon-alpha2-beta1, epsilon-gamma-box, ...)."""
+    target: str = "label"
+    """Output to explain: of each sample its label, or the class that is predicted; or the name or
+    number of one class, which is then explained for all samples."""
+    classes: tuple[str, ...] = ()
+    """Classes to make graphs of, by name. None given: all of them."""
+    samples: int = 0
+    """Test samples that the graphs are means of, drawn with the seed. 0: all."""
+    ablations: int = 16
+    """Test samples of each class on which units are ablated, and which the graphs then leave out;
+    at most half of those that there are. 0: nothing is ablated."""
+    ablation_seconds: float = 60.0
+    """The most time for ablating units one by one, in all; those with most relevance come first."""
+    seeds: int = 5
+    """Random sets of units that the ablation of the strongest is held against."""
+    nodes: float = 0.8
+    """Share of |relevance| of each layer that the summary counts and lists nodes for, in (0, 1]."""
+    edges: float = 0.98
+    """Share of |message| between these nodes that the summary counts edges for, in (0, 1]."""
+    seed: int = 0
+    """Of the choice of the samples."""
+    batch_size: int = 128
+    """The most samples that go through the model at once."""
+    out: Path | None = None
+    """Folder of the results. None: the next free runs/graph-DATA."""
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Write the report.html of a run folder again."""
 
@@ -317,6 +362,33 @@ def check_attribute(config: AttributeConfig) -> None:
         weights_file(Path(config.path))
     if config.out is not None and (config.out / "attributions.json").exists():
         raise InputError(f"{config.out} holds attributions already: give another --out.")
+
+
+def check_graph(config: GraphConfig) -> None:
+    """Refuse models that are not there, and settings that cannot work; raises `InputError`."""
+    if len(config.paths) not in (1, 2):
+        raise InputError(f"graph shows one model, or two side by side: got {len(config.paths)}.")
+    if config.method not in GRAPH_METHODS:
+        raise unknown("method of graphs", config.method, GRAPH_METHODS)
+    if config.rule != "epsilon" and config.method != "lrp":
+        raise InputError(f"--rule {config.rule} is for --method lrp, and it is {config.method}.")
+    _at_least(0, samples=config.samples, ablations=config.ablations, seed=config.seed)
+    _at_least(1, seeds=config.seeds, batch_size=config.batch_size)
+    _not_negative(ablation_seconds=config.ablation_seconds)
+    for name, share in (("--nodes", config.nodes), ("--edges", config.edges)):
+        if not 0 < share <= 1:
+            raise InputError(f"{name} {share:g} is not possible: give a share in (0, 1].")
+    for path in config.paths:
+        if not is_function(path):
+            weights_file(Path(path))
+        elif config.data is None:
+            raise InputError(f"{path} does not say what it was trained on: give --data.")
+    if all(map(is_function, config.paths)) and (config.model or config.activation):
+        raise InputError(
+            f"{' and '.join(config.paths)} is a model: leave --model and --activation out."
+        )
+    if config.out is not None and (config.out / "graph.json").exists():
+        raise InputError(f"{config.out} holds graphs already: give another --out.")
 
 
 def is_function(path: str) -> bool:

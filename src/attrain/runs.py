@@ -201,6 +201,11 @@ class SeedFolder:
         return self.path / "analysis.json"
 
     @property
+    def graph(self) -> Path:
+        """Attribution graphs of the classes, their largest edges."""
+        return self.path / "graph.json"
+
+    @property
     def weights(self) -> Path:
         """Final weights."""
         return self.path / "model.safetensors"

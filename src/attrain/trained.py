@@ -70,6 +70,30 @@ def open_model(source: Source) -> tuple[nn.Module, Data]:
     return model, data
 
 
+def open_path(
+    path: str, data: str | None, model: str | None, activation: str | None
+) -> tuple[nn.Module, Data]:
+    """Return a trained model and its data set: a module:function, or as `open_model` finds it."""
+    if not is_function(path):
+        return open_model(Source(Path(path), data, model, activation))
+    if data is None:
+        raise InputError(f"{path} does not say what it was trained on: give --data.")
+    loaded = load(data)
+    return build(path, loaded.input_shape, loaded.num_classes), loaded
+
+
+def class_number(name: str, data: Data, what: str, *others: str) -> int:
+    """Return the number of a class, given by name or number.
+
+    Raises InputError for a `what` that is none, with the nearest; `others` are known as well.
+    """
+    if name in data.classes:
+        return data.classes.index(name)
+    if name.isdigit() and int(name) < data.num_classes:
+        return int(name)
+    raise unknown(what, name, [*others, *data.classes])
+
+
 def _job_of(file: Path) -> Mapping[str, Any]:
     """Return the config.json in the folder of `file` or in one of the three above it."""
     for folder in list(file.resolve().parents)[:4]:
@@ -155,13 +179,7 @@ def explain(config: AttributeConfig) -> dict[str, Any]:
     """
     check_attribute(config)
     method = find(config.method)
-    if is_function(config.path):
-        assert config.data is not None
-        data = load(config.data)
-        model = build(config.path, data.input_shape, data.num_classes)
-    else:
-        source = Source(Path(config.path), config.data, config.model, config.activation)
-        model, data = open_model(source)
+    model, data = open_path(config.path, config.data, config.model, config.activation)
     if is_spiking(model) and method.differentiates and config.method != "lrp":
         # What it is asked for is a gradient, which only a surrogate has.
         cast(SpikingNet, model).spike_by("surrogate")
@@ -250,8 +268,4 @@ def _target(given: str, predicted: Tensor, labels: Tensor, data: Data) -> Tensor
         return predicted
     if given == "label":
         return labels
-    if given in data.classes:
-        return torch.full_like(labels, data.classes.index(given))
-    if given.isdigit() and int(given) < data.num_classes:
-        return torch.full_like(labels, int(given))
-    raise unknown("target", given, ["predicted", "label", *data.classes])
+    return torch.full_like(labels, class_number(given, data, "target", "predicted", "label"))

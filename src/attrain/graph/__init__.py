@@ -11,6 +11,8 @@ from attrain.graph.depara import (
     transferability,
 )
 from attrain.graph.graph import AttributionGraph
+from attrain.graph.measured import measured
+from attrain.graph.page import to_html
 
 __all__ = [
     "METHODS",
@@ -22,5 +24,7 @@ __all__ = [
     "compare_graphs",
     "compare_models",
     "depara_graph",
+    "measured",
+    "to_html",
     "transferability",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ from attrain.errors import InputError, unknown
 from attrain.graph.build import graph_of, prepare
 from attrain.graph.graph import AttributionGraph
 from attrain.graph.steps import Totals
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
 
 TARGETS = ("label", "predicted")
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -125,6 +129,21 @@ class ClassGraphs(Mapping[str, AttributionGraph]):
                 done += len(x)
                 told(done)
         return _finished(cls, names, counts, totals, ready.plan, method)
+
+    def to_html(self, path: "str | os.PathLike[str]", **options: Any) -> "Path":
+        """Write the graphs as an interactive HTML page; see `attrain.graph.page.to_html`."""
+        from attrain.graph.page import to_html  # which draws graphs of classes
+
+        return to_html([(self._method(), self)], path, **options)
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame, for notebooks."""
+        from attrain.graph.page import frame
+
+        return frame(self, self._method())
+
+    def _method(self) -> str:
+        return next(iter(self.graphs.values())).method
 
     def similarity(self, layer: str | None = None) -> Tensor:
         """Return how alike the classes are [classes, classes]: the cosine of their relevances.

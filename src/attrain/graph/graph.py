@@ -13,6 +13,7 @@ from attrain.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     import networkx
     import pandas
@@ -330,6 +331,24 @@ class AttributionGraph:
         from attrain.graph.formats import to_gexf
 
         to_gexf(self, path)
+
+    def to_html(self, path: "str | os.PathLike[str]", **options: Any) -> "Path":
+        """Write the graph as an interactive HTML page; see `attrain.graph.page.to_html`."""
+        from attrain.graph.page import to_html
+
+        return to_html([(self.method, self)], path, **options)
+
+    def to_svg(self, path: "str | os.PathLike[str]", **options: Any) -> "Path":
+        """Write the graph as a static picture; see `attrain.graph.page.to_svg`."""
+        from attrain.graph.page import to_svg
+
+        return to_svg(self, path, **options)
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame, for notebooks."""
+        from attrain.graph.page import frame
+
+        return frame(self, self.method)
 
     # How pruning works ----------------------------------------------------------------------------
 

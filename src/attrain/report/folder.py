@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attrain.errors import InputError
+from attrain.report.graph_file import Graphs, graphs_of
 
 SCHEMA = 1
 
@@ -72,12 +73,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One training run: its epochs, its pruning curves (removed, accuracy) and its weights."""
+    """One training run: its epochs, pruning curves (removed, accuracy), weights and graphs."""
 
     seed: int
     epochs: tuple[Mapping[str, float], ...]
     pruning: Mapping[str, tuple[Array, Array]]
     weights: Weights | None
+    graphs: Graphs | None = None
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,20 @@ def _read_seed(seed: int, path: Path, name: str, problems: list[str]) -> SeedRun
         weights = _weights(mapping(analysis["weights"]))
         if weights is None:
             problems.append(f"The weight distributions of {where} are damaged and were left out.")
-    return SeedRun(seed, _read_epochs(path / "metrics.jsonl", where, problems), pruning, weights)
+    graphs = _read_graphs(path / "graph.json", where, problems)
+    epochs = _read_epochs(path / "metrics.jsonl", where, problems)
+    return SeedRun(seed, epochs, pruning, weights, graphs)
+
+
+def _read_graphs(path: Path, where: str, problems: list[str]) -> Graphs | None:
+    raw = mapping(_read_json(path, problems))
+    if not raw:
+        return None
+    try:
+        return graphs_of(raw)
+    except InputError as error:
+        problems.append(f"graph.json of {where} is damaged: {error}.")
+        return None
 
 
 def _read_epochs(path: Path, where: str, problems: list[str]) -> tuple[Mapping[str, float], ...]:

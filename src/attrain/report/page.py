@@ -36,7 +36,7 @@ def write_report(folder: Path | str) -> Path:
 
 def render(run: Run) -> str:
     """Return the page of a run as HTML."""
-    style = source("report.css") + palette.css(len(run.methods))
+    style = source("report.css") + source("graph-svg.css") + palette.css(len(run.methods))
     script = source("report.js")
     sections = [(s, filled) for s in SECTIONS if (filled := s.fill(run)) is not None]
     return (

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-from attrain.report.folder import Array
+from attrain.report.graph_input import Array
 
 LEVELS = 64
 

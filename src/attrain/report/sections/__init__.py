@@ -5,6 +5,7 @@ from attrain.report.sections import (
     boundary,
     checks,
     curves,
+    graph,
     saliency,
     spikes,
     study,
@@ -19,6 +20,7 @@ SECTIONS: tuple[Section, ...] = (
     weights.SECTION,
     boundary.SECTION,
     saliency.SECTION,
+    graph.SECTION,
     spikes.SECTION,
     checks.SECTION,
 )
