@@ -1045,3 +1045,75 @@ def test_graphs_of_torchvision_add_up(name: str) -> None:
     build, size = {**QUICK, **SLOW}[name]
     torch.manual_seed(0)
     check_sums(prepared(build(models)), random(2, 3, size, size), 1)
+
+
+# The registry -------------------------------------------------------------------------------------
+
+
+def _registered() -> dict[str, Any]:
+    """Return the functions of the registry by name, those of torch and of its tensors apart."""
+    found: dict[str, Any] = {}
+    for func in rules.REGISTRY:
+        name = getattr(func, "__name__", "")
+        if name and name not in ("__get__", "backward", "register_hook", "pairwise_distance"):
+            found.setdefault(f"{type(func).__name__} {name}", func)
+    return found
+
+
+def _attempts(func: Any) -> Iterator[Callable[..., Any]]:
+    """Yield ways to call a function of which nothing is known but that it takes activations."""
+    yield lambda h, g: func(h)
+    yield lambda h, g: func(h, 1)
+    yield lambda h, g: func(h, 2)
+    yield lambda h, g: func(h, -1, 1)
+    yield lambda h, g: func(h, g)
+    yield lambda h, g: func([h, g])
+    yield lambda h, g: func([h, g], 1)
+    yield lambda h, g: func(h, 0.5)
+    yield lambda h, g: func(h, g, 0.5)
+    yield lambda h, g: func(h, (0, 2, 1))
+    yield lambda h, g: func(h, (2, 2))
+    yield lambda h, g: func(h, 1, torch.tensor([1, 0, 1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("places", [(), (4,)], ids=["features", "channels"])
+def test_every_function_of_the_registry_adds_up_or_is_refused(places: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")  # of functions that are no longer to be used
+    layer = (lambda: nn.Conv1d(3, 4, 1)) if places else (lambda: L(3, 4))
+    x, counted = random(2, 3, *places), {"adds up": 0, "refused": 0}
+    for name, func in _registered().items():
+        for attempt in _attempts(func):
+            a, b = layer(), layer()
+
+            def body(s: Any, x: Tensor, attempt: Any = attempt) -> Tensor:
+                out = attempt(s.a(x), s.b(x))
+                out = out[0] if isinstance(out, (tuple, list)) else out
+                return out.flatten(1)
+
+            model = of(body, a=a, b=b)
+            try:
+                out = body(model, x)
+                if out.ndim != 2 or len(out) != 2 or out.dtype != x.dtype:
+                    continue
+                finite = bool(out.isfinite().all()) and out.shape[1] > 0
+                if not finite or not torch.equal(out, body(model, x)):
+                    continue
+            except Exception:  # it is no call of this function
+                continue
+            model = of(lambda s, x, body=body: s.c(body(s, x)), a=a, b=b,
+                       c=L(out.shape[1], CLASSES))  # fmt: skip
+            try:
+                graph = AttributionGraph.from_batch(model, x, 1)
+            except (InputError, CreditError) as error:
+                assert "\n" not in str(error), name
+                counted["refused"] += 1
+                continue
+            except RuntimeError as error:
+                assert "is not implemented" in str(error), name  # by torch
+                continue
+            counted["adds up"] += 1
+            assert max(graph.error().values()) <= 1e-8, (name, graph.error())
+            assert abs(graph.output - float(explained(model, x, 1).mean())) <= 1e-9, name
+    assert counted["adds up"] > 150 and counted["refused"] > 50, counted
