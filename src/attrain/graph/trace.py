@@ -96,7 +96,7 @@ class Tracer(TorchFunctionMode):
             Call(self.settings, torch.clone, (out,), {})  # which refuses what credit did not see
         self._settle()
         found = units.of(out)
-        if found is None:
+        if found is None or not out.requires_grad:
             raise Untraceable(
                 "the model's output does not depend on its inputs, so it has no graph."
             )
