@@ -4,11 +4,10 @@ Each is held to a twin that is written with loops, or to a model whose weights w
 """
 
 import copy
-import dataclasses
+import functools
 import itertools
 import json
 import math
-from typing import Any
 
 import networkx
 import pytest
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 import attrain
 from attrain.errors import AttrainError, InputError
-from attrain.graph import AttributionGraph, reading
+from attrain.graph import AttributionGraph, intervene, steps
 from attrain.graph import files as graph_files
 from attrain.graph.cut import MOST_CUTS
 from attrain.graph.formats import links
@@ -444,22 +443,104 @@ def test_interventions_tell_what_is_wrong() -> None:
 def test_layers_whose_messages_are_taken_in_unknown_ways_are_refused(monkeypatch) -> None:
     graph, model, x, _ = graph_of("skip")
 
-    monkeypatch.setattr(reading.steps, "Meeting", _Unheard)
+    fewer = functools.singledispatch(lambda step, args, kwargs: [])
+    fewer.register(steps.Layer, lambda step, args, kwargs: [])
+    monkeypatch.setattr(intervene, "takes", fewer)
     with pytest.raises(InputError, match="what layer 'sum' of kind 'sum' takes cannot be replaced"):
         graph.ablate(model, x, [])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Unheard:
-    """A step that no one registered."""
+class Shared(nn.Module):
+    """Samples and tokens share an axis where the weights are, as Hugging Face's Conv1D has it."""
 
-    index: int
-    by: Any
-    pairs: Any
-    wheres: Any
-    shares: Any
-    product: bool
-    overwritten: bool
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, 3)
+        h = torch.addmm(self.one.bias, flat, self.one.weight.t()).relu()
+        h = h + F.linear(h, self.two.weight)
+        return self.head(h.reshape(len(x), -1, 4).mean(1))
+
+
+class Ends(nn.Module):
+    """Scores that are units of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(5, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return torch.cat([self.two(F.relu(h)), h], 1)
+
+
+def test_samples_that_share_an_axis_with_tokens_are_told_apart() -> None:
+    torch.manual_seed(3)
+    model, x = Shared().to(DTYPE), torch.randn(6, 5, 3, dtype=DTYPE)
+    graph = AttributionGraph.from_batch(model, x, 1)
+    layers = [name for name in hidden(graph) if len(graph.relevance[name]) == 4]
+
+    def twin(change) -> Tensor:
+        h = change(F.relu(model.one(x)))
+        return model.head((h + F.linear(h, model.two.weight)).mean(1))
+
+    def zeroed(h: Tensor) -> Tensor:
+        h = h.clone()
+        h[..., 2] = 0
+        return h
+
+    def averaged(h: Tensor) -> Tensor:
+        h = h.clone()
+        h[..., 2] = h[..., 2].mean(0)
+        return h
+
+    for how, change in (("zero", zeroed), ("mean", averaged)):
+        out = graph.ablate(model, x, [(layers[0], 2)], how=how, batch_size=4)
+        torch.testing.assert_close(out, twin(change), rtol=0, atol=1e-13)
+    out = graph.ablate(model, x, [(layers[0], 2)], how="resample", seed=1)
+    values = F.relu(model.one(x))
+    for sample in range(6):
+        errors = []
+        for other in set(range(6)) - {sample}:
+            h = values[[sample]].clone()
+            h[..., 2] = values[other, :, 2]
+            alike = model.head((h + F.linear(h, model.two.weight)).mean(1))
+            errors.append(float((alike[0] - out[sample]).abs().max()))
+        assert min(errors) < 1e-13
+    cut = AttributionGraph.from_batch(model, x, 1, method="ablation")
+    drops = cut.unit_ablations(model, x, 1, how="zero")
+    for name in hidden(cut):
+        torch.testing.assert_close(cut.relevance[name], drops[name])
+    sizes = graph.rank("activation", model=model, x=x, batch_size=4)
+    torch.testing.assert_close(sizes[layers[0]], values.mean((0, 1)))
+
+
+def test_units_that_are_outputs_hand_on_to_them_and_to_layers() -> None:
+    torch.manual_seed(3)
+    model, x = Ends().to(DTYPE), torch.randn(6, 5, dtype=DTYPE)
+    graph = AttributionGraph.from_batch(model, x, 3)
+    h = model.one(x)
+    h[:, 1] = 0
+    wanted = torch.cat([model.two(F.relu(h)), h], 1)
+    out = graph.ablate(model, x, [("one", 1)], how="zero")
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-14)
+    cut = AttributionGraph.from_batch(model, x, 3, method="ablation")
+    whole = model(x)[:, 3]
+    fall = float((whole - wanted[:, 3]).mean())
+    assert float(cut.relevance["one"][1]) == pytest.approx(fall)
+    assert float(cut.between("one", "output")[3, 1]) == pytest.approx(fall)
+    assert not cut.between("two", "output")[3].any() and not cut.between("one", "two").any()
+    assert cut.output == pytest.approx(float(cut.relevance["output"].sum()))
+
+
+def test_blocks_are_not_intervened_in() -> None:
+    model, x = build("transformer").eval(), torch.randn(3, 3, 8, 8)
+    graph = AttributionGraph.from_batch(model, x, 1, nodes="blocks")
+    with pytest.raises(InputError, match="interventions replace what units of layers hand on, and"):
+        graph.ablate(model, x, [])
 
 
 def test_a_mean_over_one_class_takes_nothing_of_what_the_class_has_in_common() -> None:
@@ -668,6 +749,31 @@ def test_a_graph_comes_back_exactly(tmp_path, name: str, most: int) -> None:
         sizes = sorted((abs(link["weight"]) for link in data["links"]), reverse=True)
         whole = sorted((abs(link.weight) for link in links(each)), reverse=True)
         assert sizes == whole[:most]
+
+
+class Shifted(nn.Module):
+    """Adds a constant to its inputs, which then have a sink."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + 0.3)
+
+
+@pytest.mark.parametrize("most", [20_000, 10])
+def test_blocks_and_inputs_with_sinks_come_back(tmp_path, most: int) -> None:
+    shifted = AttributionGraph.from_batch(Shifted(), torch.randn(4, 5), 1)
+    assert "input" in shifted.sinks
+    model, x = build("transformer").eval(), torch.randn(3, 3, 8, 8)
+    blocks = AttributionGraph.from_batch(model, x, 1, nodes="blocks")
+    for graph in (shifted, blocks):
+        graph.save(tmp_path / "graph.json", links=most)
+        assert_same(AttributionGraph.load(tmp_path / "graph.json"), graph)
+        data = json.loads((tmp_path / "graph.json").read_text())
+        assert data["links_total"] == len([*links(graph)])
+        assert data["links_total"] == graph.to_networkx().number_of_edges()
 
 
 def test_the_json_is_read_by_networkx_and_has_the_fields_of_circuit_tracer(tmp_path) -> None:

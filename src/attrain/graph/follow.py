@@ -50,7 +50,10 @@ class Follower(TorchFunctionMode):
         due = self._due(func)
         if held is not None:
             args = (*args[:held], args[held].detach(), *args[held + 1 :])
-        return self._seen(self.made(due, func, args, kwargs))
+        out = self.made(due, func, args, kwargs)
+        if any(isinstance(step, steps.Written) for step in due):
+            units.put(args[0], SEEN)
+        return self._seen(out)
 
     def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         due, out = self._due(func), func(*args, **kwargs)
@@ -98,14 +101,24 @@ class Follower(TorchFunctionMode):
 class Taking(NamedTuple):
     """An argument that units hand their values to.
 
-    where: its place. unit: the units of its values, of one sample: it has as many axes as the
-    argument (stretched as the call does it) but that of the samples, `batch`, and may be of
-    length 1 along any.
+    where: its place. unit: the units of its values, for one sample: as `split` tells them apart,
+    and of length 1 along axes on which they do not change.
     """
 
     where: steps.Where
     unit: Tensor
-    batch: int
+    samples: Samples
+
+    def split(self, value: Tensor) -> Tensor:
+        """Return the values by sample [N, ...]."""
+        return self.samples.split(value, value.shape[self.samples.axis] // self.samples.inner)
+
+    def joined(self, values: Tensor) -> Tensor:
+        """Return values that were told apart by sample as they were."""
+        axis, inner, outer = self.samples.axis, self.samples.inner, self.samples.outer
+        if inner > 1:
+            values = (values if outer else values.movedim(1, 0)).flatten(0, 1)
+        return values.movedim(0, axis)
 
 
 @singledispatch
@@ -120,22 +133,12 @@ def makes(step: Any, out: Tensor) -> Taking | None:
     return None
 
 
-def _axis(samples: Samples) -> int:
-    """Return the axis of the samples, where they do not share it with places."""
-    if samples.inner != 1:
-        raise InputError(
-            "the model joins samples and tokens in one axis, where single units cannot be changed: "
-            "keep them apart, [N, tokens, features]."
-        )
-    return samples.axis
-
-
 @takes.register
 def _(step: steps.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Taking]:
-    where: steps.Where = 0 if args else "input"
+    where = step.kind.place_of_input(args)
     a = steps.at(where, args, kwargs)
-    return [Taking(where, _along(step.columns, step.kind.axis(a.ndim), a.ndim, _axis(step.samples)),
-                   _axis(step.samples))]  # fmt: skip
+    unit = _along(step.columns, step.kind.axis(a.ndim), a.ndim, step.samples)
+    return [Taking(where, unit, step.samples)]
 
 
 @takes.register
@@ -145,41 +148,44 @@ def _(step: stream.Write, args: Sequence[Any], kwargs: dict[str, Any]) -> list[T
     columns = torch.full((a.shape[-1],), NOBODY, device=a.device)
     for group, unit in zip(step.groups, step.units, strict=True):
         columns[group] = unit
-    return [Taking(where, _along(columns, a.ndim - 1, a.ndim, _axis(step.samples)),
-                   _axis(step.samples))]  # fmt: skip
+    return [Taking(where, _along(columns, a.ndim - 1, a.ndim, step.samples), step.samples)]
 
 
 @makes.register
 def _(step: steps.Layer, out: Tensor) -> Taking | None:
     axis = step.kind.axis(out.ndim)
     numbers = torch.arange(out.shape[axis], device=out.device)
-    return Taking(0, _along(numbers, axis, out.ndim, _axis(step.samples)), _axis(step.samples))
+    return Taking(0, _along(numbers, axis, out.ndim, step.samples), step.samples)
 
 
-def _along(numbers: Tensor, axis: int, ndim: int, batch: int) -> Tensor:
+def _along(numbers: Tensor, axis: int, ndim: int, samples: Samples) -> Tensor:
     form = [1] * ndim
     form[axis] = len(numbers)
-    return numbers.reshape(form).squeeze(batch)
+    del form[samples.axis]
+    return numbers.reshape(*([1] if samples.inner > 1 else []), *form)
 
 
 @takes.register
 def _(step: steps.Meeting, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Taking]:
-    shape = _stretched(args, kwargs)
-    pair = _met(step, shape)
+    pair = _met(step, _stretched(args, kwargs))
     return [
-        Taking(where, step.pairs[:, branch][pair], _axis(step.by.samples))
+        Taking(where, step.pairs[:, branch][pair], step.by.samples)
         for branch, where in enumerate(step.wheres)
     ]
 
 
 @makes.register
 def _(step: steps.Meeting, out: Tensor) -> Taking | None:
-    return Taking(0, _met(step, out.shape), _axis(step.by.samples))
+    return Taking(0, _met(step, out.shape), step.by.samples)
 
 
 def _met(step: steps.Meeting, shape: Sequence[int]) -> Tensor:
     """Return which of a meeting's units each value of one sample is."""
-    form = [size for axis, size in enumerate(shape) if axis != _axis(step.by.samples)]
+    samples = step.by.samples
+    form = list(shape)
+    inner = [samples.inner] if samples.inner > 1 else []
+    del form[samples.axis]
+    form = [*inner, *form]
     for axis in step.by.axes:  # counted with the samples first
         form[axis - 1] = 1
     return step.by.unit.reshape(form)

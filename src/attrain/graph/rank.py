@@ -12,8 +12,7 @@ from attrain.attribution import attribute
 from attrain.errors import InputError, unknown
 from attrain.graph.follow import Taking
 from attrain.graph.graph import AttributionGraph
-from attrain.graph.intervene import OUTPUT, Key, bench
-from attrain.graph.plan import Plan
+from attrain.graph.intervene import Key, bench
 
 Scores = dict[str, Tensor]
 """Of each layer [units], the larger the more important."""
@@ -190,9 +189,9 @@ def _activation(graph: AttributionGraph, probe: Probe) -> Scores:
         nonlocal total
         total = total + values.sum(0)
 
-    plan = _each_batch(graph, probe, False, add)
-    return {nodes.name: (total[nodes.start : nodes.start + nodes.count] / len(probe.x)).cpu()
-            for nodes in plan.nodes}  # fmt: skip
+    spans: dict[str, slice] = {}
+    _each_batch(graph, probe, False, add, spans)
+    return {name: (total[span] / len(probe.x)).cpu() for name, span in spans.items()}
 
 
 def _summit(graph: AttributionGraph, probe: Probe) -> Scores:
@@ -201,35 +200,42 @@ def _summit(graph: AttributionGraph, probe: Probe) -> Scores:
         raise InputError(f"share is a number in (0, 1], got {share!r}.")
     found: dict[str, Any] = dict.fromkeys(graph.layers, 0.0)
 
+    spans: dict[str, slice] = {}
+
     def add(values: Tensor) -> None:
-        start = 0
-        for name in graph.layers:
-            each = values[:, start : start + len(graph.relevance[name])]
-            start += each.shape[1]
+        for name, span in spans.items():
+            each = values[:, span]
             sizes, order = each.clamp_min(0).sort(dim=1, descending=True, stable=True)
             before = sizes.cumsum(1) - sizes
             among = (before < share * sizes.sum(1, keepdim=True)) & (sizes > 0)
             found[name] += torch.zeros_like(each).scatter_(1, order, among.double()).sum(0).cpu()
 
-    _each_batch(graph, probe, True, add)
+    _each_batch(graph, probe, True, add, spans)
     return found
 
 
 def _each_batch(
-    graph: AttributionGraph, probe: Probe, largest: bool, add: Callable[[Tensor], None]
-) -> Plan:
-    """Show what units hand on, batch by batch, over places and consumers; return the plan.
+    graph: AttributionGraph,
+    probe: Probe,
+    largest: bool,
+    add: Callable[[Tensor], None],
+    spans: dict[str, slice],
+) -> None:
+    """Show what units hand on, batch by batch, over places and consumers.
 
-    add: takes [n, units of all layers], the largest values or the means of their sizes.
+    add: takes [n, units], the largest values or the means of their sizes. spans: is told where the
+    units of each layer stand among them.
     """
     with bench(graph, probe.model, probe.x, batch_size=probe.batch_size,
                additional_forward_args=probe.additional_forward_args) as made:  # fmt: skip
         count = made.plan.count
+        for nodes in made.plan.nodes:
+            spans[nodes.name] = slice(nodes.start, nodes.start + nodes.count)
         rows = times = torch.empty(0)
 
         def look(key: Key, value: Tensor, taking: Taking) -> None:
             nonlocal rows, times
-            values = value.movedim(taking.batch, 0).double()
+            values = taking.split(value).double()
             if not len(rows):
                 empty = float("-inf") if largest else 0.0
                 rows = values.new_full((len(values), count), empty)
@@ -247,12 +253,13 @@ def _each_batch(
             else:
                 rows.index_add_(1, number, values.abs())
                 times.index_add_(0, number, times.new_full(number.shape, places))
-            if key == OUTPUT:  # the last that is seen of a batch
-                add(rows if largest else rows / times.clamp_min(1))
-                rows = times[:0]
 
-        made.watch(look)
-        return made.plan
+        def ended() -> None:
+            nonlocal rows
+            add(rows if largest else rows / times.clamp_min(1))
+            rows = times[:0]
+
+        made.watch(look, ended)
 
 
 def _by_attribution(
