@@ -234,6 +234,10 @@ def test_the_conclusion_reads_every_row(measured: dict[str, Any], tmp_path: Path
     assert told["Satisfies sensitivity"]["holds"] is True
     table = {row["name"]: row["ours"] for row in found.rows}
     assert table["LIME: cost"]["n"] == 2 and table["LIME: comprehensiveness"]["n"] == 3
+    # Sizes of gradients are in units of their own: they are no shares of the output.
+    assert "LIME: completeness error, share of the change" in table
+    assert "saliency: completeness error, share of the change" not in table
+    assert "occlusion: distance to exact Shapley values, relative" not in table
     assert table["LRP: rank correlation with a random model's"]["mean"] == pytest.approx(1)
     assert all(path.is_file() for path in found.figures) and len(found.figures) == 4
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attrain.attribution import METHODS
 from attrain.metrics.faithfulness import area
 from attrain.metrics.stability import rank_correlation
 from attrain.metrics.statistics import paired_difference
@@ -26,6 +27,14 @@ EXACT = 1e-3
 
 IG, LRP, RULES = "integrated gradients", "LRP", [n for n in VARIANTS if n.startswith("LRP,")]
 Verdict = bool | Literal["unclear"]
+SHARES = tuple(
+    name
+    for name, variant in VARIANTS.items()
+    if METHODS[variant.method].sums or METHODS[variant.method].masked
+)
+"""Methods whose values are shares of the output, in its units; others are in units of their own."""
+OF_SHARES = ("completeness", "shapley_error")
+"""Measures that mean something for shares alone."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,10 @@ class Findings:
     def method(self, name: str, key: str) -> list[float]:
         """Return a number of a method per seed."""
         return [_number(self.of(name, seed)[key]) for seed in range(self.config.seeds)]
+
+    def has(self, name: str, key: str) -> bool:
+        """Tell whether a method was measured in this, and its values are of a kind that can be."""
+        return key in self.of(name, 0) and (key not in OF_SHARES or name in SHARES)
 
     def of(self, name: str, seed: int) -> Result:
         """Return the row of a method and seed."""

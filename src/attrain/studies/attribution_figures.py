@@ -111,7 +111,7 @@ def _values(found: Findings, name: str, key: str) -> list[float] | None:
         return found.cost(name)
     if key == "accuracy":
         return found.area(name, key)
-    if key not in found.of(name, 0):
+    if not found.has(name, key):
         return None
     values = found.method(name, key)
     return [max(value, _FLOOR) for value in values] if key == "completeness" else values
@@ -122,7 +122,7 @@ def draw_removal(found: Findings, path: Path) -> Path:
     removed = [100 * fraction for fraction in FRACTIONS]
     random = np.array([each["accuracy"] for each in found.model("random")])
     seeds = range(found.config.seeds)
-    with figures.drawing(path, 9.6, 2.9) as figure:
+    with figures.drawing(path, 9.6, 3.7) as figure:
         grid = figure.subplots(1, len(_FAMILIES), sharey=True)
         for axes, (family, names) in zip(grid, _FAMILIES.items(), strict=True):
             axes.plot(removed, 100 * random.mean(0), color="#6e6e6e", lw=1.0, label="random order")
@@ -133,7 +133,9 @@ def draw_removal(found: Findings, path: Path) -> Path:
                 figures.band(axes, removed, 100 * each, color=colour, linestyle=dash, label=label)
             axes.set(title=family, xlabel="pixels blackened (%)", ylim=(0, 100))
             axes.grid(**_GRID)
-            axes.legend(loc="upper right", fontsize=6.5, handlelength=2.2)
+            axes.legend(
+                loc="upper center", bbox_to_anchor=(0.5, -0.24), fontsize=7.5, handlelength=2.4
+            )
         grid[0].set_ylabel("test accuracy (%)")
     return path
 
@@ -143,7 +145,7 @@ def draw_agreement(found: Findings, path: Path) -> Path:
     names, values = list(VARIANTS), found.agreement()
     with figures.drawing(path, 6.6, 5.6) as figure:
         axes = figure.subplots()
-        shown = axes.imshow(values, cmap="cividis", vmin=-0.2, vmax=1)
+        shown = axes.imshow(values, cmap="cividis", vmin=0, vmax=1)
         for (i, j), value in np.ndenumerate(values):
             colour = "black" if value > 0.55 else "white"
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)

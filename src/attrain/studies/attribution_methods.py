@@ -88,7 +88,7 @@ def _table(found: Findings) -> list[TableRow]:
         table.append(measured(f"{name}: cost", found.cost(name), unit="gradients"))
         table.append(measured(f"{name}: CPU time of a sample", [1e3 * seconds], unit="ms"))
         for key, label in MEASURES.items():
-            if key in found.of(name, 0):
+            if found.has(name, key):
                 table.append(measured(f"{name}: {label}", found.method(name, key)))
         table += _areas(found, name)
     for key in ("comprehensiveness", "sufficiency"):

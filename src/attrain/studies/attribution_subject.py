@@ -103,11 +103,13 @@ class Subject:
         *,
         model: nn.Module | None = None,
         seed: int = 0,
+        error: bool = True,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """Return attributions [n, 1, H, W] to `x`, the first n samples, and their errors [n].
 
         Baselines are black, or the typical samples for what takes a distribution, unless given.
+        Without `error`, which takes further passes, the errors are 0.
         """
         chosen = METHODS[variant.method]
         wanted = variant.options
@@ -118,10 +120,11 @@ class Subject:
         with warnings.catch_warnings():
             # What it warns of, completeness and saturation, is measured here.
             warnings.simplefilter("ignore", AttributionWarning)
-            return attribute(
-                model or self.model, x, self.target[: len(x)], method=variant.method, seed=seed,
-                return_error=True, **wanted | options,
-            )  # fmt: skip
+            what = model or self.model, x, self.target[: len(x)]
+            how: dict[str, Any] = {"method": variant.method, "seed": seed, **wanted, **options}
+            if error:
+                return attribute(*what, return_error=True, **how)
+            return attribute(*what, **how), x.new_zeros(len(x))
 
     def output(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
         """Return the explained logit [n] of changed versions of the first n samples."""
