@@ -19,7 +19,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Array, Chain, Decomposed, array, decomposed_twin, messages, twin
+from reference import (
+    Activation,
+    Array,
+    Chain,
+    Decomposed,
+    Flatten,
+    Residual,
+    array,
+    decomposed_twin,
+    messages,
+    twin,
+)
 from safetensors.torch import load_file
 from test_credit import TOPOLOGIES, keep, prepared
 from torch import Tensor, nn
@@ -27,7 +38,7 @@ from zoo import ZOO
 
 import attrain
 from attrain import attribute, cli, config, marks, rules
-from attrain.attribution import METHODS, grid, saliency
+from attrain.attribution import METHODS, grid, saliency, superpixels, words
 from attrain.attribution.function import seed_of
 from attrain.errors import AttributionWarning, CreditError, CreditWarning, InputError
 from attrain.models import seeded
@@ -246,6 +257,62 @@ def test_presets_equal_their_twin_with_inputs_of_zero(preset: str) -> None:
     assert close(found, wanted, 1e-9 if preset.endswith(("flat", "box")) else 1e-10)
     if preset.endswith(("flat", "box")):
         assert found[:, :, :2].abs().max() > 0
+
+
+class Skipped(nn.Module):
+    """A convolution, and a block around which its input skips, all of it normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(4)
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=2, dilation=2, bias=False)
+        self.bn1, self.conv2, self.bn2 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.down, self.head = nn.Conv2d(4, 4, 1), nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = F.relu(self.bn0(self.stem(x)))
+        block = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(stem)))))
+        return self.head(F.relu(block + self.down(stem)).flatten(1))
+
+
+@pytest.mark.parametrize("preset", rules.PRESETS)
+def test_presets_equal_their_twin_through_batch_norm_and_a_skip(preset: str) -> None:
+    torch.manual_seed(5)
+    model = Skipped().double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    x, target = torch.randn(2, 2, 8, 8, dtype=torch.float64), torch.tensor([1, 2])
+    out, seen = seen_by(model, x)
+    first = {"flat": rules.Flat(), "box": rules.Box()}.get(preset.split("-")[-1])
+    rule = {"plus": rules.ZPlus(), "alpha2": rules.AlphaBeta(), "gamma": rules.Gamma()}[
+        preset.split("-")[1]
+    ]
+
+    def layer(module: nn.Module, rule: Any = rule) -> Decomposed:
+        return Decomposed(module, rule, 1e-6, "rule", seen[module])
+
+    def plain(*modules: nn.Module) -> list[Any]:
+        return [twin(module, 1e-6, F.relu, seen) for module in modules]
+
+    stem = layer(model.stem, first or rule)
+    block = [layer(model.conv1), *plain(model.bn1), Activation(F.relu), layer(model.conv2),
+             *plain(model.bn2)]  # fmt: skip
+    skip = [layer(model.down)]
+    chains = [Chain({str(n): each for n, each in enumerate(parts)}) for parts in (block, skip)]
+    above = [*plain(model.bn0), Activation(F.relu), Residual(*chains, F.relu, 1e-6), Flatten(),
+             layer(model.head, rules.Epsilon())]  # fmt: skip
+    a = stem.forward(array(x))
+    for each in above:
+        a = each.forward(a)
+    r = reward_of(out, target)
+    for each in reversed(above):
+        r = each.backward(r)
+    found = attribute(model, x, target, rule=preset)
+    # In the rules of first layers r = c (a + sign(a) epsilon), rounded as a small ratio is.
+    assert close(found, first_rewards(stem, r, 1e-6), 1e-9 if first else 1e-10)
 
 
 def test_flat_gives_black_pixels_their_share_behind_a_reshape() -> None:
@@ -768,7 +835,11 @@ def test_targets_of_every_form_mean_the_same(method: str) -> None:
     model, x = small_cnn(), images(2)
     run = partial(attribute, model, x, method=method, seed=0, **options_of(method))
     wanted = run(target=2)
-    for target in (torch.tensor(2), np.int64(2), (2,), torch.tensor([2, 2]), [2, 2], [(2,), (2,)]):
+    numpy = np.int64(2)
+    for target in (
+        torch.tensor(2), numpy, (2,), (numpy,), torch.tensor([2, 2]), [2, 2], [numpy, numpy],
+        [(2,), (2,)],
+    ):  # fmt: skip
         assert close(run(target=target), wanted)
 
     class Pairs(nn.Module):
@@ -825,6 +896,165 @@ def test_a_grid_numbers_all_its_cells(height: int, width: int, cells: int) -> No
     mask = grid((3, height, width), cells)
     assert mask.shape == (1, 1, height, width)
     assert mask.unique().tolist() == list(range(min(cells, height) * min(cells, width)))
+
+
+# Superpixels and words ----------------------------------------------------------------------------
+
+
+def pieces(segments: Tensor) -> int:
+    """Return the number of connected pieces of segments [H, W], by walking from pixel to pixel."""
+    seen: set[tuple[int, int]] = set()
+    found = 0
+    for start in np.ndindex(*segments.shape):
+        if start in seen:
+            continue
+        found += 1
+        waiting = [start]
+        while waiting:
+            row, column = waiting.pop()
+            if (row, column) in seen:
+                continue
+            seen.add((row, column))
+            for near in (
+                (row + 1, column),
+                (row - 1, column),
+                (row, column + 1),
+                (row, column - 1),
+            ):
+                inside = 0 <= near[0] < segments.shape[0] and 0 <= near[1] < segments.shape[1]
+                if inside and segments[near] == segments[row, column]:
+                    waiting.append(near)
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.floats(0, 10), st.integers(0, 99)
+)
+def test_superpixels_are_as_many_as_asked_for_and_connected(
+    height: int, width: int, segments: int, compactness: float, seed: int
+) -> None:
+    x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    found = superpixels(x, segments, compactness=compactness)
+    assert found.shape == (2, 1, height, width) and found.dtype == torch.long
+    for mask in found[:, 0]:
+        wanted = min(segments, height * width)
+        assert pieces(mask) == wanted and mask.unique().tolist() == list(range(wanted))
+        first = [mask.flatten().tolist().index(number) for number in range(wanted)]
+        assert first == sorted(first)
+    assert torch.equal(found, superpixels(x, segments, compactness=compactness))
+
+
+def test_superpixels_follow_the_edges() -> None:
+    x = torch.zeros(1, 1, 6, 6)
+    x[0, 0, :, 2:] = 1.0
+    x[0, 0, 4:, 2:] = 2.0
+    wanted = torch.zeros(6, 6, dtype=torch.long)
+    wanted[:, 2:] = 1
+    wanted[4:, 2:] = 2
+    assert torch.equal(superpixels(x, 3, compactness=0.1)[0, 0], wanted)
+    flat = superpixels(torch.ones(1, 1, 8, 8), 4)[0, 0]
+    assert torch.bincount(flat.flatten()).tolist() == [16] * 4  # nothing but places to go by
+    model, x = small_cnn(), images(2)
+    found = attribute(
+        model, x, 1, method="kernel_shap", feature_mask=superpixels(x, 5), n_samples=60, seed=0
+    )
+    assert [len(each.unique()) for each in found] == [5, 5]
+
+
+def test_words_are_features_of_several_tokens() -> None:
+    mask = words([[None, 0, 0, 1], [None, 0, 1, None]])
+    assert mask.tolist() == [[0, 1, 1, 2], [0, 1, 2, 0]]
+    model, ids = tokens()
+    options = {"method": "kernel_shap", "n_samples": 60, "seed": 0}
+    found = attribute(model, ids[:2], 1, feature_mask=mask, **options)
+    assert found[0, 1] == found[0, 2] != found[0, 3] and found[1, 0] == found[1, 3]
+    units = attribute(model, ids[:2], 1, layer="embed", feature_mask=mask[..., None], **options)
+    assert units.shape == (2, 4, 5) and len(units[0].unique()) == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: superpixels(torch.ones(1, 8, 8)), r"images \[N, C, H, W\], got \(1, 8, 8\)"),
+        (lambda: superpixels([1.0]), "of images .* got list"),  # type: ignore[arg-type]
+        (lambda: superpixels(torch.ones(1, 1, 2, 2), 0), "segments must be an integer >= 1, got 0"),
+        (lambda: superpixels(torch.ones(1, 1, 2, 2), compactness=-1), "finite number >= 0, got -1"),
+        (lambda: superpixels(torch.ones(1, 1, 2, 2) / 0), "NaN or infinite: it has no segments"),
+        (lambda: words([[0], [0, 1]]), r"same number of tokens, .* got \[1, 2\]. Pad them"),
+        (lambda: words([]), r"at least one: got \[\]"),
+    ],
+)
+def test_what_has_no_segments_is_refused(call: Callable[[], Tensor], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        call()
+
+
+# A unit as the target -----------------------------------------------------------------------------
+
+
+@each_method
+@pytest.mark.parametrize("layer", [None, "0"])
+def test_a_unit_of_a_layer_is_explained_as_an_output_of_the_model_below(
+    method: str, layer: str | None
+) -> None:
+    model, x = small_cnn(), images()
+    below = nn.Sequential(*model[:5])
+    target = (3, 1, 0)
+    run = partial(
+        attribute, x=x, target=target, method=method, layer=layer, seed=0, return_error=True,
+        **options_of(method),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttributionWarning)
+        found, error = run(model, of="4")
+        wanted, wanted_error = run(below)
+    assert close(found, wanted) and close(error, wanted_error, 1e-9) and found.any()
+    # So does a module, and one unit of each sample.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttributionWarning)
+        again, _ = run(model, target=[target] * 3, of=model[4])
+    assert close(again, found)
+
+
+def test_units_are_explained_as_captum_does() -> None:
+    from captum import attr
+
+    model, x = small_cnn(), images()
+    wanted = attr.NeuronIntegratedGradients(model, model[1]).attribute(x, (2, 3, 4), n_steps=20)
+    found = attribute(model, x, (2, 3, 4), of="1", method="integrated_gradients", n_steps=20)
+    assert close(found, wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = attr.NeuronGradient(model, model[7]).attribute(x, 5)
+        assert close(attribute(model, x, 5, of="7", method="saliency", abs=False), wanted)
+        wanted = attr.NeuronDeepLift(model, model[7]).attribute(x, 5)
+    assert close(attribute(model, x, 5, of="7", method="deeplift"), wanted)
+
+
+def test_a_unit_is_explained_as_it_was_before_it_was_overwritten() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2)).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for method in ("lrp", "input_x_gradient"):
+        wanted = attribute(nn.Sequential(model[0]), x, 1, method=method)
+        assert close(attribute(model, x, 1, of="0", method=method), wanted)
+    # Rules go by the names of the user's model.
+    found = attribute(model, x, 1, of="0", rules={"0": "z+"})
+    assert close(found, attribute(nn.Sequential(model[0]), x, 1, rule="z+"))
+
+
+def test_units_that_are_not_there_are_refused() -> None:
+    model, x = small_cnn(), images()
+    with pytest.raises(InputError, match=r"target \(3, 9, 0\) is out of range: .* \[N, 4, 2, 2\]"):
+        attribute(model, x, (3, 9, 0), of="4")
+    with pytest.raises(InputError, match="target 1 does not select one number"):
+        attribute(model, x, 1, of="4")
+    with pytest.raises(InputError, match="no layer '44'. Did you mean '4'"):
+        attribute(model, x, 1, of="44")
+    for method in ("lrp", "integrated_gradients", "occlusion"):
+        with pytest.raises(InputError, match="layer '6' comes after '4', a unit of which is"):
+            attribute(model, x, (3, 1, 0), of="4", layer="6", method=method)
 
 
 # The model stays as it was ------------------------------------------------------------------------

@@ -90,6 +90,10 @@ def test_the_version_is_told(capsys):
         (["--epochs", "0"], "--epochs 0 is too small: give at least 1."),
         (["--seeds", "0"], "--seeds 0 is too small: give at least 1."),
         (["--batch-size", "0"], "--batch-size 0 is too small: give at least 1."),
+        (["--batch-size", "9" * 20], "--batch-size 99999999999999999999 is too large"),
+        (["--seeds", "9" * 20], f"--seeds {'9' * 20} is too large: give at most 1000000."),
+        (["--epochs", "9" * 20], f"--epochs {'9' * 20} is too large: give at most 1000000."),
+        (["--threads", "70000"], "--threads 70000 is too large: give at most 4096."),
         (["--accumulate", "200"], "--batch-size 128 cannot be shared by 1 devices in 200 parts"),
         (["--learning-rate", "-1"], "--learning-rate -1.0 is not possible: give a number above 0"),
         (["--learning-rate", "nan"], "--learning-rate nan is not possible"),
@@ -110,7 +114,14 @@ def test_what_cannot_work_is_refused_in_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["compare", "--sedes", "3"], ["compare", "--epochs", "three"], ["compaer"], []]
+    "arguments",
+    [
+        ["compare", "--sedes", "3"],
+        ["compare", "--epochs", "three"],
+        ["evaluate", "runs", "--config", "nowhere.toml"],
+        ["compaer"],
+        [],
+    ],
 )
 def test_arguments_that_cannot_be_read_exit_with_two(arguments, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -860,3 +860,63 @@ def test_a_weight_changed_within_a_pass_is_scaled_as_it_is_then() -> None:
     out.sum().backward()
     found = layer.weight.grad
     torch.testing.assert_close(found, x.sum(0).expand(4, 4) * layer.weight.detach().abs())
+
+
+INTO = torch.tensor([0, 1, 1, 2])
+
+
+@pytest.mark.parametrize(
+    "gather",
+    [
+        lambda h, out: out.index_add_(0, INTO, h),
+        lambda h, out: out.index_add(0, INTO, h),
+        lambda h, out: out.scatter_add_(0, INTO[:, None].expand(-1, 5), h),
+        lambda h, out: out.scatter_add(0, INTO[:, None].expand(-1, 5), h),
+        lambda h, out: out.index_put_((INTO,), h, accumulate=True),
+        lambda h, out: out.index_put((INTO,), h, accumulate=True),
+        lambda h, out: out.scatter_reduce(0, INTO[:, None].expand(-1, 5), h, "sum"),
+    ],
+)
+def test_sums_over_an_index_are_stabilised_as_the_matrix_that_does_the_same(gather: Any) -> None:
+    """What a graph network gathers from its neighbours is a linear map, in place or not."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).double(), torch.randn(4, 6).double()
+    matrix = F.one_hot(INTO, 3).double().T
+
+    def run(sum_up: Any) -> dict[str, Tensor]:
+        return feedback(model, lambda: model[1](sum_up(F.relu(model[0](x)))),
+                        lambda out: rewards.softmax(out, torch.tensor([0, 2, 1])),
+                        epsilon=0.1)  # fmt: skip
+
+    found, wanted = run(lambda h: gather(h, h.new_zeros(3, 5))), run(lambda h: matrix @ h)
+    for name in wanted:
+        assert close(found[name], wanted[name]), name
+
+
+def test_a_product_over_an_index_is_refused() -> None:
+    model = nn.Linear(6, 5)
+    with pytest.raises(CreditError, match="scatter_reduce at .*no rule"), attrain.LFP(model):
+        h = model(torch.randn(4, 6))
+        h.new_ones(3, 5).scatter_reduce(0, INTO[:, None].expand(-1, 5), h, reduce="prod")
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["inside", "at the end"])
+@pytest.mark.parametrize("hook", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_full_backward_hook_is_named(hook: str, place: int) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    getattr(model[place], hook)(lambda *arguments: None)
+    with pytest.raises(CreditError, match=r"full backward hook.*remove"):
+        with attrain.LFP(model):
+            out = model(torch.randn(4, 6))
+        rewards.softmax(out, torch.tensor([0, 1, 2, 0]))
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_transforms_of_functions_are_refused(transform: str) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(4, 6)
+    transformed: Any = {
+        "vmap": torch.func.vmap(model),
+        "grad": torch.func.grad(lambda x: model(x).sum()),
+    }[transform]
+    with pytest.raises(CreditError, match=r"at .*torch\.func"), attrain.LFP(model):
+        transformed(x)

@@ -292,3 +292,60 @@ def test_swapping_the_sides_mirrors_the_interval(drawn):
     assert there["mean"] == pytest.approx(-back["mean"], abs=1e-12)
     assert there["clear"] == back["clear"]
     assert there["low"] <= there["mean"] <= there["high"]
+
+
+def twin_ranks(entries):
+    """Rank from 1, the mean of the places that equal entries take."""
+    ranks = []
+    for entry in entries:
+        below = sum(other < entry for other in entries)
+        equal = sum(other == entry for other in entries)
+        ranks.append(below + (equal + 1) / 2)
+    return ranks
+
+
+def twin_rank_correlation(left, right):
+    """Pearson's correlation of the ranks, from the definition."""
+    left, right = twin_ranks(left), twin_ranks(right)
+    centre = sum(left) / len(left)
+    shared = sum((a - centre) * (b - centre) for a, b in zip(left, right, strict=True))
+    sizes = [sum((rank - centre) ** 2 for rank in ranks) for ranks in (left, right)]
+    return shared / math.sqrt(sizes[0] * sizes[1])
+
+
+def vary(drawn):
+    return all(len(set(side)) > 1 for side in zip(*drawn, strict=True))
+
+
+few = st.integers(-3, 3).map(float)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(few, few), min_size=2, max_size=12).filter(vary))
+def test_the_rank_correlation_equals_its_twin(drawn):
+    left, right = map(list, zip(*drawn, strict=True))
+    found = statistics.rank_correlation(left, right)
+    assert found == pytest.approx(twin_rank_correlation(left, right), abs=1e-12)
+    assert found == pytest.approx(statistics.rank_correlation(right, left), abs=1e-12)
+    rising = [entry**3 + entry for entry in left]
+    assert found == pytest.approx(statistics.rank_correlation(rising, right), abs=1e-12)
+
+
+def test_rank_correlations_that_are_known():
+    assert statistics.rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
+    assert statistics.rank_correlation([1, 2, 3], [9, 2, 1]) == pytest.approx(-1)
+    assert statistics.rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "text"),
+    [
+        ([1.0], [2.0], "of two or more pairs: got 1 and 1 values"),
+        ([1.0, 2.0], [2.0, 3.0, 4.0], "of two or more pairs: got 2 and 3 values"),
+        ([1.0, math.nan], [1.0, 2.0], "of finite values, got NaN or infinite ones"),
+        ([1.0, 2.0], [3.0, 3.0], "with a constant is undefined: all 2 values are 3"),
+    ],
+)
+def test_what_has_no_rank_correlation_is_refused(left, right, text):
+    with pytest.raises(InputError, match=text):
+        statistics.rank_correlation(left, right)

@@ -233,6 +233,9 @@ def test_function_errors_are_sentences(module):
 
         def pair():
             return nn.LSTM(4, 4)
+
+        def empty():
+            return nn.Linear(4, 3, device="meta")
         """
     )
     for function, message in (
@@ -242,6 +245,7 @@ def test_function_errors_are_sentences(module):
             r"failed when called .* \['num_classes'\] \(ValueError: no luck\)",
         ),
         ("needs", r"failed when called with the keywords \[\] .* input_shape, num_classes, seed"),
+        ("empty", r"has no values yet \(weight is on the meta device\)"),
         ("wide", r"to outputs of shape \[1, 3\], one per class: got \[1, 4\]"),
         ("pair", r"to outputs of shape \[1, 3\], one per class: got tuple"),
         ("texd", "unknown function in attrain_test_models 'texd'. Did you mean 'text'"),

@@ -171,8 +171,11 @@ def toy_lasso():
     return x, x @ truth + 0.3 * torch.randn(60, dtype=torch.float64)
 
 
-def rest(x, y, start, decay, scale="abs", **options):
-    """Train a linear model with LFP, squared error and weight decay until it stands still."""
+def rest(x, y, start, decay, scale="abs", l1=0.0, **options):
+    """Train a linear model with LFP, squared error and weight decay until it stands still.
+
+    `l1` is the factor of a term of the loss outside the context, which |w| does not scale.
+    """
     weight = nn.Parameter(start.clone().view(1, -1))
     credit = attrain.LFP([weight], rule="zero", scale=scale, **options)
     optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=decay)
@@ -180,7 +183,7 @@ def rest(x, y, start, decay, scale="abs", **options):
         optimizer.zero_grad()
         with credit:
             out = F.linear(x, weight)
-        (0.5 * F.mse_loss(out.squeeze(1), y)).backward()
+        (0.5 * F.mse_loss(out.squeeze(1), y) + l1 * weight.abs().sum()).backward()
         optimizer.step()
     return weight.detach().flatten()
 
@@ -219,6 +222,23 @@ def test_relative_scaling_rests_where_the_strength_is_times_the_mean(scale, deca
     mean = sizes.mean() if scale == "relative" else sizes.square().sum() / sizes.sum()
     wanted = lasso(x, y, decay * float(mean))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["abs", "contraharmonic"])
+def test_an_l1_term_that_is_not_scaled_is_a_logarithmic_penalty(scale):
+    (x, y), decay, l1 = toy_lasso(), 0.03, 0.02
+    signs = torch.where(lasso(x, y, 0.1) < 0, -1.0, 1.0).double()
+    found = rest(x, y, 0.3 * signs, decay, scale=scale, l1=l1)
+    sizes = found.abs()
+    mean = float(sizes.square().sum() / sizes.sum()) if scale == "contraharmonic" else 1.0
+    gradient = x.T @ (x @ found - y) / len(y)
+    left = sizes > 0.05
+    assert 0 < int(left.sum()) < 8
+    # A step is 0.1 * 0.02 long where a weight is next to zero: it swings about it.
+    assert float(sizes[~left].max()) < 3 * 0.1 * l1
+    for g, w in zip(gradient[left].tolist(), found[left].tolist(), strict=True):
+        pull = mean * (decay + l1 / abs(w))
+        assert g == pytest.approx(-pull if w > 0 else pull, rel=1e-3, abs=2e-3)
 
 
 def test_hypentropy_rests_near_the_lasso_whatever_the_signs():

@@ -4,16 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attrain import optim, pruning, rewards, rules, spiking
+    from attrain import graph, optim, pruning, rewards, rules, spiking
     from attrain.attribution import attribute
     from attrain.credit import LFP
+    from attrain.graph import AttributionGraph, ClassGraphs
 
 __version__ = "0.1.0"
 
 # What a name is and where it lives; importing torch takes seconds, so it waits until it is needed.
 _HOMES = {
+    "AttributionGraph": "attrain.graph",
+    "ClassGraphs": "attrain.graph",
     "LFP": "attrain.credit",
     "attribute": "attrain.attribution",
+    "graph": None,
     "optim": None,
     "pruning": None,
     "rewards": None,
@@ -21,7 +25,10 @@ _HOMES = {
     "spiking": None,
 }
 
-__all__ = ["LFP", "attribute", "optim", "pruning", "rewards", "rules", "spiking"]
+__all__ = [
+    "AttributionGraph", "ClassGraphs", "LFP", "attribute", "graph", "optim", "pruning", "rewards",
+    "rules", "spiking",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from attrain.errors import CreditError
 # Autograd functions of torch's own wrappers that hand a tensor on as it is.
 TRANSPARENT = {"RegisterPostBackwardFunctionBackward", "_DDPSinkBackward"}
 
+BACKWARD_HOOK = "BackwardHookFunctionBackward"
 CHECKPOINT = "CheckpointFunctionBackward"
 OBJECTIVE = "ObjectiveBackward"
 
@@ -59,6 +60,14 @@ def _forgotten(what: str) -> CreditError:
     )
 
 
+def hooked() -> str:
+    """Return what is told of a module whose full backward hook hides its tensors from credit."""
+    return (
+        "a module has a full backward hook, through which torch hands its tensors unseen: remove "
+        "it, or hook the tensor itself in a forward hook (output.register_hook)."
+    )
+
+
 def _check_function(name: str) -> None:
     if name == "CompiledFunctionBackward":
         raise _forgotten("a compiled graph")
@@ -68,6 +77,8 @@ def _check_function(name: str) -> None:
             "`with credit:` around the checkpoint, not into it, or use "
             "checkpoint(..., use_reentrant=False)."
         )
+    if name == BACKWARD_HOOK:
+        raise CreditError(hooked())
     if name not in REGISTERED | TRANSPARENT | {OBJECTIVE}:
         raise CreditError(
             f"{name.removesuffix('Backward')} is an autograd.Function that credit has no rule "

@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str]) -> Any:
     if path is not None:
         if arguments[0] == "train":
             train = default_from(TrainConfig, Path(path))
-        else:
+        elif arguments[0] == "compare":
             compare = default_from(CompareConfig, Path(path))
     commands = (
         Annotated[CompareConfig, tyro.conf.subcommand("compare", default=compare)]

@@ -269,8 +269,11 @@ def check_training(config: TrainingConfig) -> None:
     """Refuse settings that cannot work; raises `InputError` naming the flag and what it takes."""
     if config.epochs is not None:
         _at_least(1, epochs=config.epochs)
+        _at_most(1_000_000, epochs=config.epochs)
     _at_least(1, batch_size=config.batch_size, accumulate=config.accumulate, devices=config.devices)
     _at_least(0, threads=config.threads)
+    _at_most(4096, threads=config.threads)
+    _at_most(2**31 - 1, batch_size=config.batch_size, accumulate=config.accumulate)
     _positive(learning_rate=config.learning_rate)
     _not_negative(
         momentum=config.momentum,
@@ -308,6 +311,7 @@ def check_job(config: JobConfig, methods: typing.Iterable[str], seeds: int) -> N
         if names.count(name) > 1:
             raise InputError(f"--methods names {name} {names.count(name)} times: name it once.")
     _at_least(1, seeds=seeds)
+    _at_most(1_000_000, seeds=seeds)
     check_training(config.training)
 
 
@@ -477,6 +481,12 @@ def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise InputError(f"{_flag(name)} {value} is too small: give at least {least}.")
+
+
+def _at_most(most: int, **values: int) -> None:
+    for name, value in values.items():
+        if value > most:
+            raise InputError(f"{_flag(name)} {value} is too large: give at most {most}.")
 
 
 def _positive(**values: float | None) -> None:

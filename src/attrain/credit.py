@@ -16,7 +16,7 @@ from attrain.errors import CreditError, CreditWarning, InputError, unknown
 from attrain.marks import Kind, Mark
 from attrain.rules import activation, linear
 from attrain.rules.activation import refuse_decision
-from attrain.rules.call import Action, Call, Scale, Settings
+from attrain.rules.call import Action, Call, Scale, Settings, name_of, place
 from attrain.rules.decomposition import Decomposition, Epsilon, check_epsilon
 from attrain.rules.layer import Layers, layered
 from attrain.rules.linear import unsupported
@@ -312,22 +312,30 @@ class _Mode(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        shortcut = SHORTCUTS.get(func)
-        if shortcut is not None:
-            out = shortcut(self.settings, func, args, kwargs)
-            if out is not None:
-                return out
-        rule = REGISTRY.get(func)
-        if rule is bookkeeping:
+        try:
+            shortcut = SHORTCUTS.get(func)
+            if shortcut is not None:
+                out = shortcut(self.settings, func, args, kwargs)
+                if out is not None:
+                    return out
+            rule = REGISTRY.get(func)
+            if rule is bookkeeping:
+                return func(*args, **kwargs)
+            call = Call(self.settings, func, args, kwargs)
+            if call.entrants:
+                if call.judged:
+                    return call.finish_objective(call.run())
+                return rule(call) if rule is not None else _unregistered(call)
+            if call.decisions:
+                return _decided(call, rule)
             return func(*args, **kwargs)
-        call = Call(self.settings, func, args, kwargs)
-        if call.entrants:
-            if call.judged:
-                return call.finish_objective(call.run())
-            return rule(call) if rule is not None else _unregistered(call)
-        if call.decisions:
-            return _decided(call, rule)
-        return func(*args, **kwargs)
+        except RuntimeError as error:
+            if "functorch" not in str(error):
+                raise
+            raise CreditError(
+                f"{name_of(func)} at {place()}: credit has no rules inside torch.func's transforms "
+                "(vmap, grad, jvp). Call the model on the whole batch instead."
+            ) from error
 
 
 def _unregistered(call: Call) -> Any:

@@ -13,11 +13,16 @@ class Kind(Enum):
     ACTIVATION = auto()
     PARAMETER = auto()  # computed from parameters alone: weight_norm, gamma.reshape(...)
     STATISTIC = auto()  # mean(f(z)) over some axes of z: may normalise z
-    INVERSE = auto()  # 1 / a statistic of z
+    INVERSE = auto()  # 1 / a statistic of z: may do nothing but normalise
     NORM = auto()  # a statistic that is no linear map of its input: may do nothing but normalise
     CENTRED = auto()  # z - a mean of z
     DECISION = auto()  # boolean, from a comparison of a tensor that carries credit
     OBJECTIVE = auto()  # a loss: what follows is no part of the network
+
+
+STATISTICS = (Kind.STATISTIC, Kind.INVERSE, Kind.NORM)
+
+NO_ACTIVATIONS = (Kind.INVERSE, Kind.NORM)
 
 
 class Mark:
@@ -26,8 +31,7 @@ class Mark:
     `epsilon` is the stabiliser (equation 6) of the linear map that made the tensor; the
     consumer applies it, because an activation that follows brings its own. `root` is the tensor
     that this one is an elementwise (or, for statistics, reduced) function of; None is itself;
-    `copy` says that the function is a cast or a multiple, `curved` that it is no
-    linear one, not even in parts.
+    `curved` says that the function is no linear one, not even in parts.
     `source` is what a comparison compared. `raw` says that the tensor was made from parameters and
     constants alone, but not by a layer: it may be data that entered, or a weight being made.
     `audit` checks the graph behind the tensor once, when a reward is attached to it.
@@ -37,7 +41,6 @@ class Mark:
         "_root",
         "_version",
         "audit",
-        "copy",
         "curved",
         "epsilon",
         "kind",
@@ -52,7 +55,6 @@ class Mark:
         root: Tensor | None = None,
         audit: Callable[[Tensor], None] | None = None,
         source: Tensor | None = None,
-        copy: bool = False,
         curved: bool = False,
         raw: bool = False,
     ) -> None:
@@ -60,7 +62,6 @@ class Mark:
         self.epsilon = epsilon
         self.audit = audit
         self.source = source
-        self.copy = copy
         self.curved = curved
         self.raw = raw
         self._version = 0 if root is None else root._version
@@ -76,8 +77,7 @@ class Mark:
     def as_raw(self) -> "Mark":
         """Return this mark for a tensor made from parameters and constants alone."""
         root = None if self._root is None else self._root()
-        return Mark(self.kind, self.epsilon, root, self.audit, copy=self.copy, curved=self.curved,
-                    raw=True)  # fmt: skip
+        return Mark(self.kind, self.epsilon, root, self.audit, curved=self.curved, raw=True)
 
 
 PARAMETER = Mark(Kind.PARAMETER)

@@ -413,6 +413,12 @@ def _call(name: str, offered: dict[str, Any]) -> nn.Module:
         raise InputError(
             f"{name} must return a torch.nn.Module: it returned a {type(model).__name__}."
         )
+    for weight, values in model.named_parameters():
+        if values.is_meta:
+            raise InputError(
+                f"{name} returned a model that has no values yet ({weight} is on the meta device): "
+                "fill it with model.to_empty(device='cpu') and its initialisation."
+            )
     return model
 
 

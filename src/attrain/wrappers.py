@@ -76,16 +76,8 @@ class _Recomputation:
 
     def _under_rules(self, *args: Any) -> Any:
         for index, mark, root in self.known:
-            new = Mark(mark.kind, mark.epsilon, audit=mark.audit)
-            if root is not None:
-                new = Mark(
-                    mark.kind,
-                    mark.epsilon,
-                    args[root],
-                    mark.audit,
-                    copy=mark.copy,
-                    curved=mark.curved,
-                )
+            measured = None if root is None else args[root]
+            new = Mark(mark.kind, mark.epsilon, measured, mark.audit, curved=mark.curved)
             marks.put(args[index], new)
         out = self.function(*args)
         return tuple(map(self._settled, out)) if isinstance(out, tuple) else self._settled(out)

@@ -28,7 +28,8 @@ from attrain.models import seeded
 @overload
 def attribute(
     model: nn.Module, x: Tensor, target: Any = None, *, method: str = ...,
-    layer: str | nn.Module | None = ..., return_error: Literal[False] = ..., batch_size: int = ...,
+    layer: str | nn.Module | None = ..., of: str | nn.Module | None = ...,
+    return_error: Literal[False] = ..., batch_size: int = ...,
     seed: int | None = ..., generator: torch.Generator | None = ..., progress: bool = ...,
     additional_forward_args: Any = ..., **options: Any,
 ) -> Tensor: ...  # fmt: skip
@@ -37,7 +38,8 @@ def attribute(
 @overload
 def attribute(
     model: nn.Module, x: Tensor, target: Any = None, *, method: str = ...,
-    layer: str | nn.Module | None = ..., return_error: Literal[True], batch_size: int = ...,
+    layer: str | nn.Module | None = ..., of: str | nn.Module | None = ...,
+    return_error: Literal[True], batch_size: int = ...,
     seed: int | None = ..., generator: torch.Generator | None = ..., progress: bool = ...,
     additional_forward_args: Any = ..., **options: Any,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
@@ -50,6 +52,7 @@ def attribute(
     *,
     method: str = "lrp",
     layer: str | nn.Module | None = None,
+    of: str | nn.Module | None = None,
     return_error: bool = False,
     batch_size: int = 128,
     seed: int | None = None,
@@ -73,6 +76,8 @@ def attribute(
     layer: a name of model.named_modules(), or a module: attribute to its output, of several the
         first, in place of x. Baselines are still given as inputs of the model. lime, kernel_shap
         and occlusion take a channel or token of it as one feature.
+    of: a layer, as for layer=, a unit of which is explained in place of an output of the model:
+        target then selects from what that layer returns, (channel, row, column) of [N, C, H, W].
     return_error: also return the completeness error [N], the sum of the attributions minus
         (f(x) - f(baseline)), where the baseline is 0 if the method has none; for lrp, minus f(x):
         what biases and epsilon took.
@@ -97,15 +102,21 @@ def attribute(
     args = as_tuple(additional_forward_args)
     check_inputs(x, model, batch_size)
     place = None if layer is None else layers.find(model, layer)
+    explained = model if of is None else layers.Until(model, layers.find(model, of))
     _check_kind(x, method, chosen, place, model)
     base = _base_seed(seed, generator) if chosen.drawn else 0
     with as_in_evaluation(model, x), progress_bar(progress, method, len(x)) as bar:
         # A copy, since a model may overwrite what it is given.
         x, args = plain(x).clone(), tuple(map(plain, args))
+        if of is not None and place is not None:
+            with layers.in_order(place, layers.find(model, of)):
+                _output_of(explained, x[:1], sliced(args, len(x), 0, 1))
         if chosen.run is None:
-            values, error = _propagated(model, x, target, place, args, options, batch_size, bar)
+            values, error = _propagated(
+                explained, model, x, target, place, args, options, batch_size, bar
+            )
         else:
-            job = _Job(model, x, target, place, args, method, options, batch_size, bar)
+            job = _Job(explained, x, target, place, args, method, options, batch_size, bar)
             values, error = job.run(base, return_error)
     doubts.warn_of_values(method, values, chosen.differentiates)
     return (values, error) if return_error else values
@@ -127,6 +138,7 @@ def saliency(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 
 def _propagated(
     model: nn.Module,
+    whole: nn.Module,
     x: Tensor,
     target: Any,
     place: tuple[str, nn.Module] | None,
@@ -135,10 +147,13 @@ def _propagated(
     batch_size: int,
     bar: Callable[[float], None],
 ) -> tuple[Tensor, Tensor]:
-    """Return the relevances of lrp, and by how much their sum misses the explained output."""
+    """Return the relevances of lrp, and by how much their sum misses the explained output.
+
+    whole: the user's model, by whose names rules are given.
+    """
     found, errors = [], []
     with lrp.frozen(model):
-        credit = LFP(model, **options)
+        credit = LFP(whole, **options)
         checked: Any = None
         for start in range(0, len(x), batch_size):
             stop = min(start + batch_size, len(x))

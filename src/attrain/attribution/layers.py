@@ -85,6 +85,51 @@ def replacing(name: str, module: nn.Module, put: Callable[[Tensor], Tensor]) -> 
         )
 
 
+class Until(nn.Module):
+    """A model that returns the output of one of its layers, whose units are to be explained.
+
+    place: as `find` returns it. Everything above the layer still runs, without a say.
+    """
+
+    def __init__(self, model: nn.Module, place: tuple[str, nn.Module]) -> None:
+        super().__init__()
+        self.model = model
+        # In a tuple, so that it is no second name of a part of the model.
+        self.place = place
+
+    def forward(self, *args: Any) -> Tensor:
+        """Return the layer's output [N, ...], of several the first."""
+        found: list[Tensor] = []
+
+        def keep(z: Tensor) -> Tensor:
+            found.append(z)
+            return z.clone()  # which what follows may overwrite
+
+        with replacing(*self.place, keep):
+            self.model(*args)
+        return found[0]
+
+
+@contextmanager
+def in_order(lower: tuple[str, nn.Module], upper: tuple[str, nn.Module]) -> Iterator[None]:
+    """Raise InputError, at the end, where `lower` has run only after `upper` had inside."""
+    ended: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ended.append(name))
+        for name, module in (lower, upper)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if ended and ended[0] != lower[0]:
+        raise InputError(
+            f"layer {lower[0]!r} comes after {upper[0]!r}, a unit of which is explained, and has "
+            "no part in it: take a layer below."
+        )
+
+
 def captured(
     model: nn.Module, name: str, module: nn.Module, x: Tensor, args: tuple[Any, ...]
 ) -> Tensor:

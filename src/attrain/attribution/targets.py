@@ -5,6 +5,7 @@ outputs of more axes; or one of these for each sample, as a tensor [N] or a list
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def _listed(
             f"target has {len(target)} entries, and x {samples} samples: give one for each."
         )
     found = [_indices(each) for each in target]
-    if all(isinstance(each, int) for each in target):
+    if all(isinstance(each, Integral) for each in target):
         return _classes(torch.tensor([each[0] for each in found], device=device), shape)
     for each in found:
         _in_range(each, shape)
@@ -89,14 +90,15 @@ def _listed(
 
 def _indices(target: Any) -> tuple[int, ...]:
     indices = target if isinstance(target, tuple) else (target,)
+    # A number of NumPy is an integer as well.
     if not indices or not all(
-        isinstance(each, int) and not isinstance(each, bool) for each in indices
+        isinstance(each, Integral) and not isinstance(each, bool) for each in indices
     ):
         raise InputError(
             f"target={target!r} is no class: give an integer, a tuple of integers, a tensor or "
             "list with one for each sample, or None."
         )
-    return indices
+    return tuple(map(int, indices))
 
 
 def _classes(target: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -23,6 +23,7 @@ from attrain.attribution.part import sliced
 from attrain.attribution.targets import Target, check_target, part
 from attrain.credit import LFP
 from attrain.errors import InputError, unknown
+from attrain.graph.blocks import trace_blocks
 from attrain.graph.graph import AttributionGraph
 from attrain.graph.plan import Plan
 from attrain.graph.record import Choice, record
@@ -34,9 +35,12 @@ METHODS = ("lrp", "gradient", "integrated_gradients", "ablation")
 
 lrp: by the rules of credit (Bach et al. 2015). gradient: input times weight times gradient, the
 same product without secants. integrated_gradients: that of the changes on the straight way from a
-baseline, the conductance of an edge (Sundararajan et al. 2017; Dhamdhere et al. 2019).
-ablation: by how much the output falls when a unit or a message is cut, of a batch alone.
+baseline, the conductance of an edge (Sundararajan et al. 2017; Dhamdhere et al. 2019). ablation:
+what the output loses when a unit, or a message, is cut.
 """
+
+NODES = ("units", "blocks")
+"""What a graph's nodes are: units of layers, or tokens, heads and MLPs of a transformer."""
 
 _PATH = {"baselines": 0.0, "n_steps": 32}
 
@@ -65,9 +69,16 @@ class Prepared:
 
 
 def prepare(
-    model: nn.Module, x: Tensor, args: tuple[Any, ...], method: str, options: Mapping[str, Any]
+    model: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    method: str,
+    options: Mapping[str, Any],
+    nodes: str | None = None,
 ) -> Prepared:
     """Return the plan of a model for inputs x [N, ...], which must be run inside `frozen(model)`.
+
+    nodes: "units", "blocks", or None for units where the model has a graph of them.
 
     Raises InputError for unknown methods and options, and for models that have no graph.
     """
@@ -78,19 +89,37 @@ def prepare(
         )
     if method not in METHODS:
         raise unknown("method of graphs", str(method), METHODS)
+    if nodes not in (None, *NODES):
+        raise unknown("kind of nodes", str(nodes), NODES)
     path = _path(options, x) if method == "integrated_gradients" else None
+    if nodes == "blocks" and method != "lrp":
+        raise InputError(f"blocks have messages by lrp alone, got method={method!r}.")
     if method == "gradient" and options:
         raise InputError(f"{method} has no options, got {next(iter(options))}=.")
     given = options_of("lrp", options if method == "lrp" else {})
     if method != "lrp":
         given["epsilon"] = 0.0
-    credit = LFP(model, **given)
     two = torch.cat([x[:1], x[:1]]) if len(x) == 1 else x[:2]
     both = tuple(
         each.repeat_interleave(2, 0)[:2] if len(x) == 1 and isinstance(each, Tensor) else each
         for each in sliced(args, len(x), 0, 2)
     )
-    plan = trace(model, credit, two, both)
+    refused: InputError | None = None
+    if nodes != "blocks":
+        credit = LFP(model, **given)
+        try:
+            plan = trace(model, credit, two, both)
+        except InputError as error:
+            refused = error
+    if nodes == "blocks" or (nodes is None and refused is not None and method == "lrp"):
+        credit = LFP(model, **{**given, "epsilon": options.get("epsilon", 0.0)})
+        try:
+            return Prepared(model, trace_blocks(model, credit, two, both), credit)
+        except InputError:
+            if refused is None:
+                raise
+    if refused is not None:
+        raise refused
     if method == "lrp":
         return Prepared(model, plan, credit)
     plan.calls = [
@@ -131,6 +160,7 @@ def of_batch(
     batch_size: int = 128,
     progress: bool = False,
     additional_forward_args: Any = None,
+    nodes: str | None = None,
     **options: Any,
 ) -> AttributionGraph:
     """Return the attribution graph of a batch; see `AttributionGraph.from_batch`."""
@@ -144,7 +174,7 @@ def of_batch(
     args = as_tuple(additional_forward_args)
     with as_in_evaluation(model, x), progress_bar(progress, method, len(x)) as bar, frozen(model):
         x, args = plain(x), tuple(map(plain, args))
-        ready = prepare(model, x, args, method, options)
+        ready = prepare(model, x, args, method, options, nodes)
         totals = Totals(ready.plan.nodes, 1, x.device)
         checked: Any = None
         for start in range(0, len(x), batch_size):
@@ -174,7 +204,7 @@ def _told(target: Any) -> str:
     if target is None:
         return ""
     if isinstance(target, (Tensor, list)):
-        values = set(torch.as_tensor(target).flatten().tolist()) if len(target) else set()
+        values = set(torch.as_tensor(target).flatten().tolist())
         return str(values.pop()) if len(values) == 1 else "of each sample"
     return str(target)
 
@@ -190,12 +220,14 @@ def graph_of(
         span = slice(nodes.start, nodes.start + nodes.count)
         relevance[nodes.name] = (totals.relevance[group, span] * each).cpu()
         incoming = totals.edges[index]
-        if incoming is None:
-            continue
-        edges[nodes.name] = (incoming[group] * each).cpu()
         known = {
             name: (totals.sinks[name][group, span] * each).cpu() for name in SINKS if name != "rest"
         }
+        if incoming is None:
+            if any(bool(values.any()) for values in known.values()):
+                sinks[nodes.name] = known
+            continue
+        edges[nodes.name] = (incoming[group] * each).cpu()
         found = relevance[nodes.name] - edges[nodes.name].sum(1)
         known["rest"] = found - torch.stack(list(known.values())).sum(0)
         sinks[nodes.name] = known

@@ -74,6 +74,7 @@ class ClassGraphs(Mapping[str, AttributionGraph]):
         batch_size: int = 256,
         examples: int = 5,
         progress: bool = False,
+        nodes: Literal["units", "blocks"] | None = None,
         **options: Any,
     ) -> "ClassGraphs":
         """Return the graphs of all classes, from one pass over a data set.
@@ -87,7 +88,7 @@ class ClassGraphs(Mapping[str, AttributionGraph]):
             (x, y), a DataLoader say, which is taken in its order.
         target: each sample is explained for its "label" or for the class that is "predicted".
         classes: their names; without, their numbers.
-        method, options: as `AttributionGraph.from_batch` takes them.
+        method, nodes, options: as `AttributionGraph.from_batch` takes them.
         batch_size: of data that does not come in batches.
         examples: how many samples are remembered of each unit and class.
         progress: show a bar with the time left, on stderr.
@@ -109,7 +110,7 @@ class ClassGraphs(Mapping[str, AttributionGraph]):
         check_inputs(x, model, batch_size)
         bar = progress_bar(progress, method, count or 0)
         with as_in_evaluation(model, x), bar as told, frozen(model):
-            ready = prepare(model, x, (), method, options)
+            ready = prepare(model, x, (), method, options, nodes)
             names = _names(model, x, classes)
             totals = Totals(ready.plan.nodes, len(names), x.device, examples)
             counts = _Counts(len(names), x.device)

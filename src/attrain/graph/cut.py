@@ -46,7 +46,9 @@ def of_ablation(
         pairs = {index: _pairs(plan, index) for index, nodes in enumerate(plan.nodes)
                  if nodes.sources}  # fmt: skip
         assert plan.output is not None
-        cut = torch.ones(plan.count, dtype=torch.bool)
+        cut = torch.zeros(plan.count, dtype=torch.bool)
+        for nodes in plan.nodes:
+            cut[nodes.start : nodes.start + nodes.count] = True
         cut[plan.output.unit.flatten().cpu()] = False
         numbers = cut.nonzero()[:, 0]
         total = len(numbers) + sum(len(each) for each in pairs.values())
@@ -81,14 +83,19 @@ def of_ablation(
 
 def _pairs(plan: Plan, index: int) -> Tensor:
     """Return the edges into a layer: the unit's number in it, the source's in all, the column."""
-    step = next(
-        step
-        for _, due in plan.calls
-        for step in due
-        if isinstance(step, (steps.Layer, steps.Meeting)) and step.index == index
-    )
     nodes = plan.nodes[index]
-    if isinstance(step, steps.Layer):
+    step = next(
+        (
+            step
+            for _, due in plan.calls
+            for step in due
+            if isinstance(step, (steps.Layer, steps.Meeting)) and step.index == index
+        ),
+        None,
+    )
+    if step is None:  # the outputs, each of which is a unit
+        found = torch.stack([torch.arange(nodes.count), torch.tensor(nodes.of)], 1)
+    elif isinstance(step, steps.Layer):
         sources = torch.unique(step.columns[step.columns >= 0])
         found = torch.cartesian_prod(torch.arange(nodes.count), sources.cpu())
     else:

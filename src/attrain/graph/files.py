@@ -252,7 +252,7 @@ class _Reading:
         sinks = {
             name: {sink: self.numbers(head["sinks"], sink, name) for sink in head["sinks"]}
             for name, head in heads.items()
-            if head["sources"]
+            if head["sources"] or head["sinks"]
         }
         for name, taken in sinks.items():
             if any(len(each) != len(relevance[name]) for each in taken.values()):

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrain.errors import InputError
-from attrain.graph import steps, units
+from attrain.graph import steps, stream, units
 from attrain.graph.plan import Plan
-from attrain.graph.units import Units
+from attrain.graph.units import NOBODY, Samples, Units
 from attrain.rules import linear, product
 from attrain.rules.call import name_of
 from attrain.rules.registry import REGISTRY, bookkeeping
@@ -37,14 +37,36 @@ class Follower(TorchFunctionMode):
         rule = REGISTRY.get(func)
         family = getattr(rule, "func", rule)
         if family is linear.embedded:
-            self._due(func)
-            return self._seen(steps.as_leaf(func(*args, **kwargs)))
+            return self._embedded(func, args, kwargs)
         if family is bookkeeping or next(steps.carrying(args, kwargs), None) is None:
             return func(*args, **kwargs)
         if family is product.opened:
             with self:
                 return product.body_of(func)(*args, **kwargs)
-        return self._seen(self.made(self._due(func), func, args, kwargs))
+        if self.plan.blocks and family is product.attention:
+            with self:
+                return steps.attended(*args, **kwargs)
+        held = self.plan.constants.get(self.next)
+        due = self._due(func)
+        if held is not None:
+            args = (*args[:held], args[held].detach(), *args[held + 1 :])
+        out = self.made(due, func, args, kwargs)
+        if any(isinstance(step, steps.Written) for step in due):
+            units.put(args[0], SEEN)
+        return self._seen(out)
+
+    def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        due, out = self._due(func), func(*args, **kwargs)
+        if any(isinstance(step, steps.Constant) for step in due):
+            return out
+        out = self._seen(steps.as_leaf(out))
+        self.entered(due, args, kwargs, out)
+        return out
+
+    def entered(
+        self, due: Sequence[steps.Step], args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+    ) -> None:
+        """Look at what an embedding made of the inputs."""
 
     def made(
         self, due: Sequence[steps.Step], func: Any, args: Sequence[Any], kwargs: dict[str, Any]
@@ -79,14 +101,24 @@ class Follower(TorchFunctionMode):
 class Taking(NamedTuple):
     """An argument that units hand their values to.
 
-    where: its place. unit: the units of its values, of one sample: it has as many axes as the
-    argument (stretched as the call does it) but that of the samples, `batch`, and may be of
-    length 1 along any.
+    where: its place. unit: the units of its values, for one sample: as `split` tells them apart,
+    and of length 1 along axes on which they do not change.
     """
 
     where: steps.Where
     unit: Tensor
-    batch: int
+    samples: Samples
+
+    def split(self, value: Tensor) -> Tensor:
+        """Return the values by sample [N, ...]."""
+        return self.samples.split(value, value.shape[self.samples.axis] // self.samples.inner)
+
+    def joined(self, values: Tensor) -> Tensor:
+        """Return values that were told apart by sample as they were."""
+        axis, inner, outer = self.samples.axis, self.samples.inner, self.samples.outer
+        if inner > 1:
+            values = (values if outer else values.movedim(1, 0)).flatten(0, 1)
+        return values.movedim(0, axis)
 
 
 @singledispatch
@@ -103,43 +135,57 @@ def makes(step: Any, out: Tensor) -> Taking | None:
 
 @takes.register
 def _(step: steps.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Taking]:
-    where: steps.Where = 0 if args else "input"
+    where = step.kind.place_of_input(args)
     a = steps.at(where, args, kwargs)
-    return [Taking(where, _along(step.columns, step.kind.axis(a.ndim), a.ndim, step.samples.axis),
-                   step.samples.axis)]  # fmt: skip
+    unit = _along(step.columns, step.kind.axis(a.ndim), a.ndim, step.samples)
+    return [Taking(where, unit, step.samples)]
+
+
+@takes.register
+def _(step: stream.Write, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Taking]:
+    where = step.kind.place_of_input(args)
+    a = steps.at(where, args, kwargs)
+    columns = torch.full((a.shape[-1],), NOBODY, device=a.device)
+    for group, unit in zip(step.groups, step.units, strict=True):
+        columns[group] = unit
+    return [Taking(where, _along(columns, a.ndim - 1, a.ndim, step.samples), step.samples)]
 
 
 @makes.register
 def _(step: steps.Layer, out: Tensor) -> Taking | None:
     axis = step.kind.axis(out.ndim)
     numbers = torch.arange(out.shape[axis], device=out.device)
-    return Taking(0, _along(numbers, axis, out.ndim, step.samples.axis), step.samples.axis)
+    return Taking(0, _along(numbers, axis, out.ndim, step.samples), step.samples)
 
 
-def _along(numbers: Tensor, axis: int, ndim: int, batch: int) -> Tensor:
+def _along(numbers: Tensor, axis: int, ndim: int, samples: Samples) -> Tensor:
     form = [1] * ndim
     form[axis] = len(numbers)
-    return numbers.reshape(form).squeeze(batch)
+    del form[samples.axis]
+    return numbers.reshape(*([1] if samples.inner > 1 else []), *form)
 
 
 @takes.register
 def _(step: steps.Meeting, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Taking]:
-    shape = _stretched(args, kwargs)
-    pair = _met(step, shape)
+    pair = _met(step, _stretched(args, kwargs))
     return [
-        Taking(where, step.pairs[:, branch][pair], step.by.samples.axis)
+        Taking(where, step.pairs[:, branch][pair], step.by.samples)
         for branch, where in enumerate(step.wheres)
     ]
 
 
 @makes.register
 def _(step: steps.Meeting, out: Tensor) -> Taking | None:
-    return Taking(0, _met(step, out.shape), step.by.samples.axis)
+    return Taking(0, _met(step, out.shape), step.by.samples)
 
 
 def _met(step: steps.Meeting, shape: Sequence[int]) -> Tensor:
     """Return which of a meeting's units each value of one sample is."""
-    form = [size for axis, size in enumerate(shape) if axis != step.by.samples.axis]
+    samples = step.by.samples
+    form = list(shape)
+    inner = [samples.inner] if samples.inner > 1 else []
+    del form[samples.axis]
+    form = [*inner, *form]
     for axis in step.by.axes:  # counted with the samples first
         form[axis - 1] = 1
     return step.by.unit.reshape(form)

@@ -41,19 +41,22 @@ def count_links(graph: AttributionGraph) -> int:
 def links(graph: AttributionGraph, least: float = 0.0) -> Iterator[Link]:
     """Yield the edges, and sinks of units that are kept, of size >= least that are not 0."""
     for name in graph.layers:
-        if not graph.sources[name]:
-            continue
-        ids = [node_id(source, unit) for source in graph.sources[name]
-               for unit in range(len(graph.relevance[source]))]  # fmt: skip
-        edges = graph.edges[name]
-        found = ((edges != 0) & (edges.abs() >= least)).nonzero()
-        weights = edges[found[:, 0], found[:, 1]].tolist()
-        for (out, source), weight in zip(found.tolist(), weights, strict=True):
-            yield Link(ids[source], node_id(name, out), weight)
+        if name in graph.edges:
+            yield from _edges(graph, name, least)
         kept = graph.kept(name)
-        for sink, values in graph.sinks[name].items():
+        for sink, values in graph.sinks.get(name, {}).items():
             for out in (kept & (values != 0) & (values.abs() >= least)).nonzero()[:, 0].tolist():
                 yield Link(node_id(name, sink), node_id(name, out), float(values[out]))
+
+
+def _edges(graph: AttributionGraph, name: str, least: float) -> Iterator[Link]:
+    ids = [node_id(source, unit) for source in graph.sources[name]
+           for unit in range(len(graph.relevance[source]))]  # fmt: skip
+    edges = graph.edges[name]
+    found = ((edges != 0) & (edges.abs() >= least)).nonzero()
+    weights = edges[found[:, 0], found[:, 1]].tolist()
+    for (out, source), weight in zip(found.tolist(), weights, strict=True):
+        yield Link(ids[source], node_id(name, out), weight)
 
 
 def to_networkx(graph: AttributionGraph) -> "networkx.DiGraph":

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +36,13 @@ class AttributionGraph:
     ----------
     layers: their names, from the inputs to the output.
     kinds: of each layer, "input", "embedding", "linear", "convolution", "sum", "product",
-        "attention" or "mlp".
+        "attention" or "mlp", or "output" where the outputs belong to several layers.
     relevance: of each layer [units].
     sources: of each layer, the layers that feed it; the inputs have none.
     edges: of each layer with sources [out, in], where `in` counts the units of its sources in
         their order. edges[name][j, i] is the message from unit i to unit j: r_ij.
-    sinks: of each layer with sources, by name what else makes up its relevance [units]: "bias",
+    sinks: of each layer with sources, and of inputs that are shifted before the first one, by
+        name what else makes up its relevance [units]: "bias",
         "normalisation" (its shift), "epsilon" (the stabilisers), "rule" (what a rule of layers
         drops), "rest" (what other rules do not conserve) and, after pruning, "pruned".
     output: mean of the explained output.
@@ -75,6 +76,7 @@ class AttributionGraph:
         batch_size: int = 128,
         progress: bool = False,
         additional_forward_args: Any = None,
+        nodes: Literal["units", "blocks"] | None = None,
         **options: Any,
     ) -> "AttributionGraph":
         """Return the graph of an explained output, the mean over a batch.
@@ -89,6 +91,9 @@ class AttributionGraph:
         method: "lrp"; "gradient", value times gradient, without the rules of credit;
             "integrated_gradients", that on the way from a baseline; or "ablation", the fall of
             the output when a unit or a message is cut, for small graphs.
+        nodes: "units"; "blocks" of a transformer: tokens, heads and MLPs, joined by its residual
+            stream, with attention weights held constant and epsilon 0 unless it is given; or
+            None: units, and blocks where attention mixes them.
         options: of lrp: rule, rules, epsilon, batch_norm, opposite_sign, gate; of
             integrated_gradients: baselines (0, a number or a tensor shaped as a sample) and
             n_steps (32); of ablation: how, reference, as `ablate` takes them.
@@ -101,7 +106,7 @@ class AttributionGraph:
 
         return of_batch(
             model, x, target, method=method, batch_size=batch_size, progress=progress,
-            additional_forward_args=additional_forward_args, **options,
+            additional_forward_args=additional_forward_args, nodes=nodes, **options,
         )  # fmt: skip
 
     @classmethod
@@ -371,7 +376,7 @@ class AttributionGraph:
         return dropped
 
     def _with(self, keep: Mapping[str, Tensor], edges: Mapping[str, Tensor]) -> "AttributionGraph":
-        sinks = {}
+        sinks = dict(self.sinks)
         for name, each in edges.items():
             gone = self.edges[name].sum(1) - each.sum(1)
             before = self.sinks[name].get(PRUNED, torch.zeros_like(gone))

@@ -4,6 +4,7 @@ What is replaced is what a unit hands to each of its consumers, the layers and m
 the model's output: after activation, normalisation and pooling, so that zero is silence.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,19 +23,22 @@ from attrain.attribution.conditions import (
 from attrain.attribution.lrp import frozen
 from attrain.attribution.part import sliced
 from attrain.attribution.targets import scores
-from attrain.errors import InputError, unknown
+from attrain.errors import CreditWarning, InputError, unknown
 from attrain.graph import steps, units
 from attrain.graph.build import prepare
 from attrain.graph.follow import SEEN, Follower, Taking, makes, stretched, takes
 from attrain.graph.graph import AttributionGraph
 from attrain.graph.plan import Plan
+from attrain.graph.units import Samples
 
 HOWS = ("mean", "zero", "resample")
 """What an ablated unit hands on: its mean over the reference at each place, 0, or what it hands on
 for another sample of the reference, drawn for each sample and the same for all units."""
 
+_BLOCKS = {"tokens", "attention", "mlp"}
+
 Key = tuple[int, int]
-"""A call of the plan, and which of its takings; -1 is the model's output."""
+"""A call of the plan, -1 for the model's output, and which of its takings."""
 
 
 class Replacement(Protocol):
@@ -45,7 +49,7 @@ class Replacement(Protocol):
         """Whether the samples are followed by as many others that lend them their values."""
 
     def __call__(self, key: Key, value: Tensor, taking: Taking) -> Tensor:
-        """Return what units hand on instead of `value`, in a shape that stretches to it."""
+        """Return what is handed on instead of values by sample, in a shape that stretches."""
 
 
 class _Zero:
@@ -61,7 +65,7 @@ class _Mean:
     doubled = False
 
     def __call__(self, key: Key, value: Tensor, taking: Taking) -> Tensor:
-        return self.means[key].unsqueeze(taking.batch)
+        return self.means[key][None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class _Clamp:
     doubled = False
 
     def __call__(self, key: Key, value: Tensor, taking: Taking) -> Tensor:
-        return self.values[taking.unit.clamp_min(0)].unsqueeze(taking.batch).to(value.dtype)
+        return self.values[taking.unit.clamp_min(0)][None]
 
 
 class _Resample:
@@ -79,8 +83,7 @@ class _Resample:
     doubled = True
 
     def __call__(self, key: Key, value: Tensor, taking: Taking) -> Tensor:
-        half = value.shape[taking.batch] // 2
-        return value.narrow(taking.batch, half, half)
+        return value[len(value) // 2 :]
 
 
 class _Replacer(Follower):
@@ -132,22 +135,20 @@ class _Replacer(Follower):
         mask = self.chosen[:, taking.unit.clamp_min(0)] & (taking.unit >= 0)
         if not bool(mask.any()):
             return None
-        mask = mask.movedim(0, taking.batch)
-        new = self.put(key, value, taking)
+        values = taking.split(value)
+        new = self.put(key, values, taking).to(value.dtype)
         if not self.put.doubled:
-            return torch.where(mask, new.to(value.dtype), value)
-        half = value.shape[taking.batch] // 2
-        first = torch.where(mask, new, value.narrow(taking.batch, 0, half))
-        return torch.cat([first, new], taking.batch)
+            return taking.joined(torch.where(mask, new, values))
+        first = torch.where(mask, new, values[: len(values) // 2])
+        return taking.joined(torch.cat([first, new]))
 
     def _one(self, target: Taking | None, clean: Tensor, out: Tensor) -> Tensor:
         """Return `out` for the one unit that each row is about, `clean` for all others."""
         assert self.only is not None and target is not None
-        rows = self.only[1].reshape(-1, *[1] * target.unit.ndim)
-        mask = (target.unit == rows).movedim(0, target.batch)
+        mask = target.unit == self.only[1].reshape(-1, *[1] * target.unit.ndim)
         if self.put.doubled:
-            mask = torch.cat([mask, torch.zeros_like(mask)], target.batch)
-        return torch.where(mask, out, clean)
+            mask = torch.cat([mask, torch.zeros_like(mask)])
+        return target.joined(torch.where(mask, target.split(out), target.split(clean)))
 
 
 def _called(
@@ -241,9 +242,9 @@ class Bench:
             parts.append(torch.cat(found, 1))
         return torch.cat(parts)
 
-    def watch(self, look: Look) -> None:
-        """Show what units hand to each consumer, and the output, for the samples in batches."""
-        self._watch(self.x, self.args, look)
+    def watch(self, look: Look, ended: Callable[[], None]) -> None:
+        """Show what units hand to each consumer, and the output, and tell where a batch ends."""
+        self._watch(self.x, self.args, look, ended)
 
     def _run(
         self, chosen: Tensor, start: int, stop: int, only: tuple[int, Tensor] | None
@@ -264,30 +265,50 @@ class Bench:
             only = only[0], only[1].repeat_interleave(count, 0)
         replacer = _Replacer(self.plan, rows, self.put, only)
         out = _followed(self.model, replacer, x, args)
-        if only is None:
-            new = replacer.replaced((-1, 0), out, self.output)
+        for number, taking in enumerate(self.endings):
+            last = number == len(self.endings) - 1
+            if only is None:
+                new = replacer.replaced((-1, number), out, taking)
+            elif not last and only[0] == len(self.plan.nodes) - 1:
+                new = replacer.replaced((-1, number), out, taking)
+                if new is not None:
+                    one = torch.arange(self.plan.nodes[-1].count, device=out.device)
+                    ending = taking._replace(unit=one.reshape(taking.unit.shape))
+                    new = replacer._one(ending, out, new)
+            else:
+                continue
             out = out if new is None else new
         out = out[: count * sets]
         return out.reshape(sets, count, *out.shape[1:])
 
     @property
-    def output(self) -> Taking:
-        """The units of the model's output."""
+    def endings(self) -> list[Taking]:
+        """The units of the model's output; before them those that they are, where they differ."""
         assert self.plan.output is not None
-        return Taking(0, self.plan.output.unit[0], 0)
+        unit, last = self.plan.output.unit[0], self.plan.nodes[-1]
+        found = [Taking(0, unit, Samples(0))]
+        if last.of:
+            of = torch.tensor(last.of, device=unit.device).reshape(unit.shape)
+            found.insert(0, Taking(0, of, Samples(0)))
+        return found
 
-    def _watch(self, x: Tensor, args: tuple[Any, ...], look: Look) -> None:
+    def _watch(
+        self, x: Tensor, args: tuple[Any, ...], look: Look, ended: Callable[[], None] | None = None
+    ) -> None:
         for start in range(0, len(x), self.batch_size):
             stop = min(start + self.batch_size, len(x))
             rest = sliced(args, len(x), start, stop)
             out = _followed(self.model, _Watcher(self.plan, look), x[start:stop], rest)
-            look((-1, 0), out, self.output)
+            for number, taking in enumerate(self.endings):
+                look((-1, number), out, taking)
+            if ended is not None:
+                ended()
 
     def _means(self, x: Tensor, args: tuple[Any, ...]) -> dict[Key, Tensor]:
         sums: dict[Key, Tensor] = {}
 
         def add(key: Key, value: Tensor, taking: Taking) -> None:
-            total = value.sum(taking.batch, dtype=torch.float64)
+            total = taking.split(value).sum(0, dtype=torch.float64)
             sums[key] = sums[key] + total if key in sums else total
 
         self._watch(x, args, add)
@@ -366,13 +387,37 @@ def bench(
     """
     check_model(model)
     check_inputs(x, model, batch_size)
+    if graph is not None and _BLOCKS & set(graph.kinds.values()):
+        raise InputError(
+            "interventions replace what units of layers hand on, and this is a graph of a "
+            "transformer's blocks: make one with nodes='units' of a part that has it."
+        )
     args = as_tuple(additional_forward_args)
     with as_in_evaluation(model, x), frozen(model):
         x, args = plain(x), tuple(map(plain, args))
-        plan = prepare(model, x, args, "gradient", {}).plan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CreditWarning)  # no credit is handed out here
+            plan = prepare(model, x, args, "gradient", {}, "units").plan
+        _check_reached(plan)
         if graph is not None:
             _check_fits(graph, plan)
         yield Bench(model, plan, x, args, batch_size)
+
+
+def _check_reached(plan: Plan) -> None:
+    """Raise InputError for layers whose messages no step tells how to replace."""
+    known = {
+        getattr(step, "index", None)
+        for _, due in plan.calls
+        for step in due
+        if takes.dispatch(type(step)) is not takes.dispatch(object)
+    }
+    for index, nodes in enumerate(plan.nodes):
+        if nodes.sources and nodes.kind != "output" and index not in known:
+            raise InputError(
+                f"what layer {nodes.name!r} of kind {nodes.kind!r} takes cannot be replaced: "
+                "intervene in a model without such layers."
+            )
 
 
 def _check_fits(graph: AttributionGraph, plan: Plan) -> None:
@@ -434,7 +479,8 @@ def ablate(
     nodes: pairs (layer, unit), as `top` returns them.
     how: "mean" over the reference, at each place; "zero"; or "resample", what the unit hands on
         for another sample of the reference.
-    reference: samples [M, ...] shaped as those of x; x itself if not given.
+    reference: samples [M, ...] shaped as those of x; x itself if not given. Where those are of one
+        class, give samples of all: what the class has in common is its mean.
     seed: of the samples that are drawn for "resample".
 
     Returns the scores [N, ...]. Raises InputError for nodes that are not there and for a graph of

@@ -68,6 +68,17 @@ class Kind:
         """Return the axis of the units in a tensor of so many axes."""
         return ndim - 1 - self.axes
 
+    @property
+    def by_columns(self) -> bool:
+        """Whether the weight is [in, out] rather than [out, in]."""
+        return self.func in _PRODUCTS
+
+    def place_of_input(self, args: Sequence[Any]) -> int | str:
+        """Return where the inputs stand among the arguments of a call."""
+        place, name = self.takes
+        assert isinstance(place, int)
+        return place if len(args) > place else name
+
     def weight(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Return the weight of a call, as it stands there."""
         place = 2 if self.func in _ADDED else 1

@@ -1,6 +1,6 @@
 """Which units of a graph matter most: rankings by name, and what the paths through them carry."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from attrain.attribution import METHODS as ATTRIBUTIONS
 from attrain.attribution import attribute
-from attrain.attribution.layers import find
 from attrain.errors import InputError, unknown
 from attrain.graph.follow import Taking
 from attrain.graph.graph import AttributionGraph
@@ -54,6 +53,7 @@ def rank(
     x: Tensor | None = None,
     target: Any = None,
     *,
+    layers: Sequence[str] | None = None,
     batch_size: int = 128,
     additional_forward_args: Any = None,
     **options: Any,
@@ -67,12 +67,16 @@ def rank(
         averaged over samples before its size is taken.
     model, x, target: the model of the graph and samples [N, ...] for rankings that measure;
         "relevance" and "through-flow" need neither, target is for methods of attribution.
+    layers: to be ranked, all of them if not given; methods of attribution run once for each.
     options: of the ranking ("summit": share), or of the method.
 
     Raises InputError for unknown names and options, and for a model or samples that are missing.
     """
     if by not in RANKINGS and by not in ATTRIBUTIONS:
         raise unknown("ranking", str(by), [*RANKINGS, *ATTRIBUTIONS])
+    for name in layers or ():
+        graph.check_layer(name)
+    names = [name for name in graph.layers if layers is None or name in layers]
     ranking = RANKINGS.get(by)
     if ranking is not None:
         for name in options:
@@ -81,11 +85,15 @@ def rank(
                 raise InputError(f"the ranking {by!r} has no option {name!r}: it has {has}.")
         options = {**ranking.options, **options}
         if not ranking.probes:
-            return ranking.scores(graph)
+            scores = ranking.scores(graph)
+            return {name: scores[name] for name in names}
     if model is None or x is None:
         raise InputError(f"the ranking {by!r} is measured: give model= and x=, samples [N, ...].")
     probe = Probe(model, x, target, batch_size, additional_forward_args, options)
-    return _by_attribution(graph, probe, by) if ranking is None else ranking.scores(graph, probe)
+    if ranking is None:
+        return _by_attribution(graph, probe, by, names)
+    scores = ranking.scores(graph, probe)
+    return {name: scores[name] for name in names}
 
 
 def top(
@@ -105,10 +113,10 @@ def top(
         raise InputError(f"k must be an integer >= 1, got {k!r}.")
     if layer is not None:
         graph.check_layer(layer)
-    scores = rank(graph, by, **probed)
+    names = hidden(graph) if layer is None else [layer]
+    scores = rank(graph, by, layers=names, **probed)
     if layer is not None and layer not in scores:
         raise InputError(f"the ranking {by!r} says nothing of layer {layer!r}, which is no module.")
-    names = hidden(graph) if layer is None else [layer]
     found = [
         (name, unit, float(scores[name][unit]))
         for name in names
@@ -174,76 +182,95 @@ def _through_flow(graph: AttributionGraph) -> Scores:
     return _flow(graph, graph)
 
 
-def _by_unit(graph: AttributionGraph, probe: Probe, reduce: str) -> dict[str, Tensor]:
-    """Return the sizes of what units hand on, by sample [N, units]: their "mean" or "amax".
-
-    Over places and consumers; of "amax" the values themselves, not their sizes.
-    """
-    with bench(graph, probe.model, probe.x, batch_size=probe.batch_size,
-               additional_forward_args=probe.additional_forward_args) as made:  # fmt: skip
-        count, samples = made.plan.count, len(probe.x)
-        empty = 0.0 if reduce == "mean" else float("-inf")
-        found = torch.full((samples, count), empty, dtype=torch.float64, device=probe.x.device)
-        times = torch.zeros(count, dtype=torch.float64, device=probe.x.device)
-        at: dict[Key, int] = {}
-
-        def look(key: Key, value: Tensor, taking: Taking) -> None:
-            values = value.movedim(taking.batch, 0).double()
-            start = at.get(key, 0)
-            at[key] = start + len(values)
-            unit = taking.unit
-            flat = [axis for axis in range(unit.ndim) if unit.shape[axis] == 1]
-            axes = [axis + 1 for axis in flat]
-            places = values[0].numel() // max(unit.numel(), 1)
-            if reduce == "mean":
-                values = values.abs()
-                values = values.sum(axes) if axes else values
-            elif axes:
-                values = values.amax(axes)
-            known = unit.flatten() >= 0
-            number = unit.flatten()[known]
-            rows = found[start : start + len(values)]
-            values = values.reshape(len(values), -1)[:, known]
-            if reduce == "mean":
-                rows.index_add_(1, number, values)
-                if start == 0:
-                    times.index_add_(0, number, torch.full_like(number, places).double())
-            else:
-                rows.scatter_reduce_(1, number.expand(len(values), -1), values, "amax")
-
-        made.watch(look)
-        if reduce == "mean":
-            found /= times.clamp_min(1)
-        return {nodes.name: found[:, nodes.start : nodes.start + nodes.count].cpu()
-                for nodes in made.plan.nodes}  # fmt: skip
-
-
 def _activation(graph: AttributionGraph, probe: Probe) -> Scores:
-    return {name: each.mean(0) for name, each in _by_unit(graph, probe, "mean").items()}
+    total: Any = 0.0
+
+    def add(values: Tensor) -> None:
+        nonlocal total
+        total = total + values.sum(0)
+
+    spans: dict[str, slice] = {}
+    _each_batch(graph, probe, False, add, spans)
+    return {name: (total[span] / len(probe.x)).cpu() for name, span in spans.items()}
 
 
 def _summit(graph: AttributionGraph, probe: Probe) -> Scores:
     share = probe.options["share"]
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise InputError(f"share is a number in (0, 1], got {share!r}.")
-    found = {}
-    for name, each in _by_unit(graph, probe, "amax").items():
-        sizes, order = each.clamp_min(0).sort(dim=1, descending=True, stable=True)
-        before = sizes.cumsum(1) - sizes
-        among = (before < share * sizes.sum(1, keepdim=True)) & (sizes > 0)
-        found[name] = torch.zeros_like(each).scatter_(1, order, among.double()).sum(0)
+    found: dict[str, Any] = dict.fromkeys(graph.layers, 0.0)
+
+    spans: dict[str, slice] = {}
+
+    def add(values: Tensor) -> None:
+        for name, span in spans.items():
+            each = values[:, span]
+            sizes, order = each.clamp_min(0).sort(dim=1, descending=True, stable=True)
+            before = sizes.cumsum(1) - sizes
+            among = (before < share * sizes.sum(1, keepdim=True)) & (sizes > 0)
+            found[name] += torch.zeros_like(each).scatter_(1, order, among.double()).sum(0).cpu()
+
+    _each_batch(graph, probe, True, add, spans)
     return found
 
 
-def _by_attribution(graph: AttributionGraph, probe: Probe, method: str) -> Scores:
+def _each_batch(
+    graph: AttributionGraph,
+    probe: Probe,
+    largest: bool,
+    add: Callable[[Tensor], None],
+    spans: dict[str, slice],
+) -> None:
+    """Show what units hand on, batch by batch, over places and consumers.
+
+    add: takes [n, units], the largest values or the means of their sizes. spans: is told where the
+    units of each layer stand among them.
+    """
+    with bench(graph, probe.model, probe.x, batch_size=probe.batch_size,
+               additional_forward_args=probe.additional_forward_args) as made:  # fmt: skip
+        count = made.plan.count
+        for nodes in made.plan.nodes:
+            spans[nodes.name] = slice(nodes.start, nodes.start + nodes.count)
+        rows = times = torch.empty(0)
+
+        def look(key: Key, value: Tensor, taking: Taking) -> None:
+            nonlocal rows, times
+            values = taking.split(value).double()
+            if not len(rows):
+                empty = float("-inf") if largest else 0.0
+                rows = values.new_full((len(values), count), empty)
+                times = values.new_zeros(count)
+            unit = taking.unit
+            axes = [axis + 1 for axis in range(unit.ndim) if unit.shape[axis] == 1]
+            places = values[0].numel() // max(unit.numel(), 1)
+            if axes:
+                values = values.amax(axes) if largest else values.abs().sum(axes)
+            values = values.reshape(len(values), -1)
+            known = unit.flatten() >= 0
+            values, number = values[:, known], unit.flatten()[known]
+            if largest:
+                rows.scatter_reduce_(1, number.expand(len(values), -1), values, "amax")
+            else:
+                rows.index_add_(1, number, values.abs())
+                times.index_add_(0, number, times.new_full(number.shape, places))
+
+        def ended() -> None:
+            nonlocal rows
+            add(rows if largest else rows / times.clamp_min(1))
+            rows = times[:0]
+
+        made.watch(look, ended)
+
+
+def _by_attribution(
+    graph: AttributionGraph, probe: Probe, method: str, names: Sequence[str]
+) -> Scores:
     modules = dict(probe.model.named_modules())
     found = {}
-    for name in graph.layers:
+    for name in names:
         layer = name if name and name in modules else None
         if layer is None and graph.kinds[name] != "input":
             continue
-        if layer is not None:
-            find(probe.model, layer)
         values = attribute(
             probe.model, probe.x, probe.target, method=method, layer=layer,
             batch_size=probe.batch_size, additional_forward_args=probe.additional_forward_args,

@@ -33,6 +33,13 @@ class Recorder(Follower):
             step.after(self.totals, each, args, kwargs, out)
         return out
 
+    def entered(
+        self, due: Sequence[steps.Step], args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+    ) -> None:
+        """Let tokens start a stream."""
+        for step in due:
+            step.after(self.totals, None, args, kwargs, out)
+
 
 Choice = Callable[[Tensor], tuple[Target, Tensor]]
 """From what a model returned to the target, and to the group [N] that each sample belongs to."""

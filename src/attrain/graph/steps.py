@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from attrain import marks
 from attrain.errors import CreditError
 from attrain.graph import units
 from attrain.graph.layer import Kind, messages, messages_of
@@ -31,17 +32,58 @@ rules of other functions do not conserve.
 """
 
 
-def carrying(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Where, Tensor]]:
-    """Yield the arguments, and where they stand, that belong to units."""
+def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Where, Tensor]]:
+    """Yield all tensors among the arguments, and where they stand."""
     placed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     for key, value in placed:
         if isinstance(value, Tensor):
-            if units.of(value) is not None:
-                yield key, value
+            yield key, value
         elif isinstance(value, (list, tuple)):
             for index, each in enumerate(value):
-                if isinstance(each, Tensor) and units.of(each) is not None:
+                if isinstance(each, Tensor):
                     yield (key, index), each
+
+
+def carrying(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Where, Tensor]]:
+    """Yield the arguments, and where they stand, that belong to units."""
+    for where, tensor in tensors_of(args, kwargs):
+        if units.of(tensor) is not None:
+            yield where, tensor
+
+
+def each_of(out: Any) -> list[Tensor]:
+    """Return the tensors that a call returned."""
+    if isinstance(out, Tensor):
+        return [out]
+    if isinstance(out, (list, tuple)):
+        return [tensor for each in out for tensor in each_of(each)]
+    return []
+
+
+def carries(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether any argument belongs to units."""
+    return next(carrying(args, kwargs), None) is not None
+
+
+def attended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return what `scaled_dot_product_attention` does, as a product with constant weights."""
+    repeats = query.shape[-3] // key.shape[-3] if enable_gqa else 1
+    if repeats > 1:
+        key, value = (each.repeat_interleave(repeats, -3) for each in (key, value))
+    with torch.no_grad():
+        _, weights = torch.ops.aten._scaled_dot_product_attention_math(
+            query.detach(), key.detach(), value.detach(), attn_mask, 0.0, is_causal, scale=scale
+        )
+    return torch.matmul(weights.detach(), value)
 
 
 def at(where: Where, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -114,6 +156,13 @@ class Totals:
                 return
             o = o - before[0]
         self.relevance.index_put_((self.group, unit), o.double(), accumulate=True)
+        if self.nodes[-1].of:  # one output for each of these units
+            out = unit - self.nodes[-1].start
+            unit = torch.tensor(self.nodes[-1].of, device=unit.device)[out]
+            edges = self.edges[-1]
+            assert edges is not None
+            edges.index_put_((self.group, out, self.columns[-1][unit]), o.double(), accumulate=True)
+            self.relevance.index_put_((self.group, unit), o.double(), accumulate=True)
         if lost is not None:
             self.sinks["epsilon"].index_put_((self.group, unit), lost.double(), accumulate=True)
 
@@ -155,12 +204,33 @@ class Totals:
         self.sinks[name].index_add_(1, unit[kept], values[:, kept])
 
     def layer(self, index: int, group: int, columns: Tensor, found: Tensor) -> None:
-        """Add messages [out, K] from units `columns` [K] to layer `index`."""
+        """Add messages [out, K] from units `columns` [K], or constants, to layer `index`."""
         found = found.double()
         edges = self.edges[index]
         assert edges is not None
+        kept = columns >= 0
+        if not bool(kept.all()):
+            span = slice(self.nodes[index].start, self.nodes[index].start + len(found))
+            self.sinks["bias"][group, span] += found[:, ~kept].sum(1)
+            columns, found = columns[kept], found[:, kept]
         edges[group].index_add_(1, self.columns[index][columns], found)
         self.relevance[group].index_add_(0, columns, found.sum(0))
+
+    def received(self, index: int, source: Tensor, rows: Tensor, found: Tensor) -> None:
+        """Add messages [G, P, K] from units `source` [P] to units `rows` [K] of layer `index`."""
+        kept = rows >= 0
+        rows, found = rows[kept], found[:, :, kept]
+        nobody = source < 0
+        if bool(nobody.any()):
+            self.sink("bias", rows, found[:, nobody].sum(1))
+            source, found = source[~nobody], found[:, ~nobody]
+        edges = self.edges[index]
+        assert edges is not None
+        group = torch.arange(self.groups, device=found.device)[:, None, None]
+        out = rows - self.nodes[index].start
+        column = self.columns[index][source][:, None]
+        edges.index_put_((group, out, column), found, accumulate=True)
+        self.relevance.index_add_(1, source, found.sum(2))
 
     def meeting(self, index: int, out: Tensor, source: Tensor, found: Tensor) -> None:
         """Add messages [G, K] from units `source` [K] to units `out` [K] of layer `index`."""
@@ -186,7 +256,7 @@ class Step(Protocol):
         """Look at what the call returned."""
 
 
-def _hook(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
+def hook(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
     """Let `take` have the credit of a tensor, once it is known."""
     if tensor.requires_grad:
 
@@ -219,7 +289,7 @@ class Epsilon:
             total = totals.summed(self.by, lost) * self.epsilon
             totals.sink("epsilon", self.by.unit, total)
 
-        _hook(z, take)
+        hook(z, take)
 
     def after(self, *_: Any) -> None:
         """Nothing is left to do."""
@@ -248,7 +318,65 @@ class Deferred:
             total = totals.summed(self.by, lost) * self.epsilon
             totals.sink("epsilon", self.by.unit, total)
 
-        _hook(made, take)
+        hook(made, take)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What the stabiliser of a secant takes where the tensor that it is one of owes none.
+
+    where: that tensor among the arguments; without, it is the one that the result is marked with.
+    """
+
+    by: Sums
+    epsilon: float
+    where: Where | None = None
+
+    def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Keep the tensor, which the call may overwrite."""
+        return None if self.where is None else at(self.where, args, kwargs).detach().clone()
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Take the credit of the result."""
+        mark = marks.get(out)
+        z = kept if mark is None or kept is not None else mark.root(out)
+        if z is None:
+            return
+        value = out.detach().clone()
+        lost = value - value * (z.detach() / stabilised(z.detach(), self.epsilon))
+
+        def take(credit: Tensor) -> None:
+            totals.sink("epsilon", self.by.unit, totals.summed(self.by, lost * credit))
+
+        hook(out, take)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """What does not depend on the samples, an embedding of positions say: it belongs to no unit."""
+
+    def before(self, *_: Any) -> None:
+        """Nothing is to be kept."""
+
+    def after(self, *_: Any) -> None:
+        """Nothing is to be taken down."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tensor of constants into which values were written."""
+
+    def before(self, *_: Any) -> None:
+        """Nothing is to be kept."""
+
+    def after(
+        self, totals: Totals, kept: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Remember that the tensor carries values of the inputs from now on."""
+        none = torch.empty(0, dtype=torch.long)
+        units.put(args[0], units.Units(none, none))
 
 
 @dataclass(frozen=True)
@@ -280,34 +408,59 @@ class Shift:
         def take(credit: Tensor) -> None:
             totals.sink(self.kind, self.by.unit, totals.summed(self.by, offset * credit))
 
-        _hook(out, take)
+        hook(out, take)
 
 
 def added(
-    name: str, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+    owed: float, name: str, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
 ) -> Tensor:
     """Return what a sum adds to the share of the argument at `where`."""
     value = at(where, args, kwargs).detach()
-    second = where in (2, "other") if name == "where" else where in (1, "other")
+    if name in ("maximum", "minimum", "fmax", "fmin"):
+        return torch.where(out == value, torch.zeros_like(out), stabilised(out, owed))
+    second = where in (2, "other") if name == "where" else where in (1, "other", "end")
     zero = torch.zeros_like(value)
     pair = (zero, value) if second else (value, zero)
     return out - shares_of(name, "sum")(args, kwargs, *pair)[second]
+
+
+def filled(owed: float, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    """Return what `masked_fill` puts in place of the values that it takes out."""
+    names = ("input", "mask", "value")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return torch.where(given["mask"], stabilised(out, owed), torch.zeros_like(out))
+
+
+def padded(
+    owed: float, where: Where, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
+) -> Tensor:
+    """Return what padding puts around the values that it takes."""
+    sides = args[1] if len(args) > 1 else kwargs["pad"]
+    inner = torch.nn.functional.pad(torch.ones_like(at(where, args, kwargs)), sides)
+    return stabilised(out, owed) * (1 - inner)
 
 
 def _affine(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(names, args, strict=False)) | kwargs
 
 
+def _statistics(args: Sequence[Any], switch: str) -> tuple[str, ...]:
+    """Return the positions' names: torch's own functions take all of them by position."""
+    running, affine = ("running_mean", "running_var"), ("weight", "bias")
+    first = (*running, *affine) if len(args) <= 3 else (*affine, *running)
+    return ("input", *first, switch, "momentum", "eps")
+
+
 def _batch_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-    names = ("input", "running_mean", "running_var", "weight", "bias")
-    given = _affine(names, args, kwargs)
-    slope = (given["running_var"] + given.get("eps", 1e-5)).rsqrt()
-    if given.get("weight") is not None:
-        slope = slope * given["weight"]
-    offset: Tensor = -given["running_mean"] * slope
-    if given.get("bias") is not None:
-        offset = offset + given["bias"]
-    return offset.detach().reshape(1, -1, *[1] * (out.ndim - 2))
+    given = _affine(_statistics(args, "training"), args, kwargs)
+    x = given["input"].detach()
+    form = (1, -1, *[1] * (x.ndim - 2))
+    if given.get("training", False) or given.get("running_var") is None:
+        axes = (0, *range(2, x.ndim))
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    else:
+        variance, mean = (given[key].reshape(form) for key in ("running_var", "running_mean"))
+    return _offset(given, variance, mean, form)
 
 
 def _layer_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
@@ -332,8 +485,7 @@ def _group_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor)
 
 
 def _instance_norm_offset(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats")
-    given = _affine(names, args, kwargs)
+    given = _affine(_statistics(args, "use_input_stats"), args, kwargs)
     x = given["input"].detach()
     form = (1, -1, *[1] * (x.ndim - 2))
     if given.get("use_input_stats", True):
@@ -412,7 +564,7 @@ class Layer:
             if totals.compares:
                 assert z is not None
                 earned = self.samples.split((s * z).movedim(axis, -1), len(totals.group))
-                totals.compare(self.index, earned.reshape(len(earned), -1, earned.shape[-1]).sum(1))
+                totals.compare(self.index, earned.reshape(len(earned), -1, nodes.count).sum(1))
             whole = len(totals.present) == 1
             spread = self.samples.spread(totals.group)
             for group in totals.present:
@@ -426,7 +578,7 @@ class Layer:
                 assert some is not None and credit is not None
                 self._add(totals, group, taken._replace(a=some), credit, value, axis)
 
-        _hook(out, take)
+        hook(out, take)
 
     def _add(
         self, totals: Totals, group: int, taken: Any, s: Tensor, z: Tensor | None, axis: int
@@ -491,7 +643,7 @@ class Meeting:
                 source = self.pairs[self.by.unit][:, branch]
                 totals.meeting(self.index, self.by.unit, source, total)
 
-        _hook(out, take)
+        hook(out, take)
 
     def _changes(
         self, args: Any, kwargs: Any, kept: Sequence[Tensor], before: Sequence[Tensor]
@@ -514,13 +666,20 @@ def shares_of(name: str, kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
         return lambda args, kwargs, a, b: (a * b / 2, a * b / 2)
     if name == "where":
         return _chosen
+    if name == "lerp":
+        return _blended
     sign = -1.0 if "sub" in name else 1.0
 
     def summed(args: Any, kwargs: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         factor = kwargs.get("alpha", 1.0)
-        return (-a, b) if "rsub" in name else (a, sign * factor * b)
+        return (-factor * a, b) if "rsub" in name else (a, sign * factor * b)
 
     return summed
+
+
+def _blended(args: Any, kwargs: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    share = args[2] if len(args) > 2 else kwargs["weight"]
+    return (1 - share) * a, share * b
 
 
 def _chosen(args: Any, kwargs: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

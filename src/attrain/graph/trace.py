@@ -36,7 +36,7 @@ def trace(model: nn.Module, credit: LFP, x: Tensor, args: tuple[Any, ...] = ()) 
     """
     errors: list[tuple[int, Untraceable]] = []
     for unit in _inputs(x):
-        tracer = _Tracer(model, credit)
+        tracer = Tracer(model, credit)
         try:
             return tracer.run(x, unit, args)
         except Untraceable as refused:
@@ -60,7 +60,7 @@ def _inputs(x: Tensor) -> list[Tensor | None]:
     return found
 
 
-class _Tracer(TorchFunctionMode):
+class Tracer(TorchFunctionMode):
     """Sees every call, hands on the units of what it took, and writes the plan."""
 
     def __init__(self, model: nn.Module, credit: LFP) -> None:
@@ -68,20 +68,21 @@ class _Tracer(TorchFunctionMode):
         self.model, self.credit, self.plan = model, credit, Plan()
         self.settings = credit._settings
         self.epsilon = credit.epsilon
-        self.owners = {
-            id(parameter): name
-            for name, module in model.named_modules()
-            for parameter in module.parameters(recurse=False)
-        }
+        self.owners: dict[int, list[str]] = {}
+        for name, module in model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                self.owners.setdefault(id(parameter), []).append(name)
         self.inside: list[str] = []
         self.refunded: set[int] = set()  # calls' outputs whose stabiliser their layer gives back
         self.kept: list[Tensor] = []  # what is told apart by identity has to live on
         self.paid: set[tuple[int, int]] = set()
         self.deferred: list[tuple[int, tuple[int, int], steps.Step]] = []
+        self.starting: list[steps.Step] = []
+        self.last: tuple[Any, Any] = (), {}
 
     def run(self, x: Tensor, unit: Tensor | None, args: tuple[Any, ...]) -> Plan:
         """Return the plan of a run on x, whose values belong to the inputs `unit`."""
-        leaf = x.detach()
+        leaf, self.count = x.detach(), len(x)
         with torch.enable_grad(), _named_modules(self.model, self.inside), self.credit:
             entry = leaf
             if unit is not None:
@@ -92,9 +93,10 @@ class _Tracer(TorchFunctionMode):
                 units.put(entry, Units(unit, samples))
             with self:
                 out = scores(self.model(entry, *args))
+            Call(self.settings, torch.clone, (out,), {})  # which refuses what credit did not see
         self._settle()
         found = units.of(out)
-        if found is None:
+        if found is None or not out.requires_grad:
             raise Untraceable(
                 "the model's output does not depend on its inputs, so it has no graph."
             )
@@ -109,10 +111,16 @@ class _Tracer(TorchFunctionMode):
                 f"the model returns the shape [N, {', '.join(map(str, out.shape[1:]))}], and a "
                 "graph is made of scores [N, classes] or [N] that depend on the inputs."
             )
-        mark = marks.get(out)
         self.plan.output = found
-        self.plan.output_owes = 0.0 if mark is None or id(out) in self.refunded else mark.epsilon
+        # Where the output is taken by others, too, it is counted with what they pay.
+        owes = (id(out), out._version) not in self.paid
+        self.plan.output_owes = self._owed(out) if owes else 0.0
+        self.settle_plan()
         return self.plan
+
+    def settle_plan(self) -> None:
+        """Leave what leads to the output."""
+        self.plan.settle()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -133,6 +141,7 @@ class _Tracer(TorchFunctionMode):
                   if (each := units.of(tensor)) is not None]  # fmt: skip
         names = [(id(tensor), tensor._version) for _, tensor in carrying]
         self.kept += [tensor for _, tensor in carrying]
+        self.last = args, kwargs
         out = func(*args, **kwargs)
         step = Reading(self, func, rule, family, args, kwargs, out, before, owed, names)
         self.plan.calls.append((func, tuple(step.read())))
@@ -150,7 +159,11 @@ class _Tracer(TorchFunctionMode):
         return 0.0 if mark is None or id(tensor) in self.refunded else mark.epsilon
 
     def _embedded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        out = steps.as_leaf(func(*args, **kwargs))
+        out = func(*args, **kwargs)
+        if out.ndim < 2 or len(out) != self.count:
+            self.plan.calls.append((func, (steps.Constant(),)))
+            return out
+        out = steps.as_leaf(out)
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         made = self.plan.add(self.named(weight, "embedding"), "embedding", out.shape[-1])
         unit = torch.arange(made.start, made.start + made.count, device=out.device)
@@ -162,10 +175,10 @@ class _Tracer(TorchFunctionMode):
 
     def named(self, weight: Any, kind: str) -> str:
         """Return the name of a layer: its module's, or where it stands."""
-        owner = self.owners.get(id(weight))
-        if owner is not None:
-            return owner or kind
-        return self.here(kind)
+        owners = self.owners.get(id(weight), [])
+        running = [name for name in owners if name in self.inside[-1:]]
+        owner = next(iter([*running, *owners]), "")
+        return owner or self.here(kind)
 
     def here(self, kind: str) -> str:
         """Return the name of what is computed inside the innermost module."""

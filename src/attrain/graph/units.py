@@ -57,7 +57,7 @@ def constant_axes(numbers: Tensor) -> tuple[int, ...]:
     return tuple(
         axis
         for axis in range(numbers.ndim)
-        if numbers.shape[axis] == 1 or bool((numbers == numbers.narrow(axis, 0, 1)).all())
+        if numbers.shape[axis] <= 1 or bool((numbers == numbers.narrow(axis, 0, 1)).all())
     )
 
 

@@ -119,7 +119,8 @@ def validate(
         graph was not made of are the harder test.
     shares: of the units of each layer, in (0, 1], rising; at least one unit of each.
     by, options: the ranking, as `rank` takes it; or scores of one's own, by layer [units].
-    how, reference: as for `ablate`. "resample" draws from the seed 0.
+    how, reference: as for `ablate`: for one class give samples of all as the reference. "resample"
+        draws from the seed 0.
     layers: whose units are ablated; without, all but the inputs and the last.
 
     Raises InputError for shares, seeds and layers that cannot be, and as `rank` and `ablate`.
@@ -130,7 +131,7 @@ def validate(
         graph.check_layer(name)
     if isinstance(by, str):
         scores: Mapping[str, Tensor] = rank(
-            graph, by, model, x, target, batch_size=batch_size,
+            graph, by, model, x, target, layers=names, batch_size=batch_size,
             additional_forward_args=additional_forward_args, **options,
         )  # fmt: skip
         if layers is None:  # methods of attribution do not reach what is no module

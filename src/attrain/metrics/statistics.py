@@ -1,10 +1,11 @@
-"""Means, spreads and paired differences over seeds; needs no torch."""
+"""Means, spreads, paired differences over seeds, rank correlation; needs no torch."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from attrain.errors import InputError
@@ -52,3 +53,30 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dic
     reach = quantile * float(difference.std(ddof=1)) / math.sqrt(count)
     low, high = mean - reach, mean + reach
     return {"mean": mean, "low": low, "high": high, "n": count, "clear": low > 0 or high < 0}
+
+
+def rank_correlation(
+    x: Sequence[float] | NDArray[np.float64], y: Sequence[float] | NDArray[np.float64]
+) -> float:
+    """Return Spearman's rank correlation of pairs of values, in -1..1; equal values share a rank.
+
+    Raises InputError unless there are as many values on both sides and at least two, for values
+    that are not finite, and where one side is constant, which has no ranking.
+    """
+    from scipy.stats import rankdata  # takes long to import, and few need it
+
+    if len(x) != len(y) or len(x) < 2:
+        raise InputError(
+            f"a rank correlation is of two or more pairs: got {len(x)} and {len(y)} values."
+        )
+    sides = [np.asarray(side, dtype=np.float64) for side in (x, y)]
+    for side in sides:
+        if not np.isfinite(side).all():
+            raise InputError("a rank correlation is of finite values, got NaN or infinite ones.")
+        if side.min() == side.max():
+            raise InputError(
+                f"the rank correlation with a constant is undefined: all {len(side)} values are "
+                f"{side[0]:g}."
+            )
+    ranks = [rankdata(side) - (len(x) + 1) / 2 for side in sides]
+    return float(ranks[0] @ ranks[1] / np.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1])))

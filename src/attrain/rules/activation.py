@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrain import marks
-from attrain.marks import Kind, Mark
+from attrain.marks import NO_ACTIVATIONS, STATISTICS, Kind, Mark
 from attrain.rules.call import Action, Call, Credit, Scale, name_of, scale_feedback
 from attrain.rules.quantised import handed_on
 
@@ -76,7 +76,7 @@ def relu(call: Call, *, in_place: bool = False) -> Any:
     call.refuse_norms()
     z = call.activations[0]
     mark = call.mark(z)
-    root = _root_or(call, z) if mark.kind is Kind.ACTIVATION else z
+    root = call.root(z) if mark.kind is Kind.ACTIVATION else z
     if in_place or bool(call.option(1, "inplace", default=False)):
         return call.finish(call.run(), call.settings.owing(mark.epsilon))
     return call.finish(call.run(), Mark(epsilon=mark.epsilon, root=root, audit=mark.audit))
@@ -115,29 +115,26 @@ def nonlinear(
             NO_SIGN.format(name=name),
         )
     in_place = in_place or bool(call.kwargs.get("inplace", False))
-    root = _root_or(call, z)
+    root = call.root(z)
     kind = _kind_after(call, mark.kind)
     if kind is Kind.ACTIVATION and mark.kind is not Kind.ACTIVATION:
         root = z  # a function of the statistic, which has another shape than what it measured
     # Where the secant has a pole at 0 it is stabilised even if nothing is owed.
     epsilon = mark.epsilon if keeps_sign else call.settings.epsilon
+    kept = call.related(root, kind=kind, curved=True) if mark.kind in STATISTICS else None
+    if mark.kind is Kind.NORM:  # it has no slope: it is a constant, or a part of the objective
+        return call.finish(call.run(), kept)
     if in_place:
         before = z.detach().clone()
         with torch.no_grad():
             value = call.func(before, *call.args[1:], **call.kwargs)
             slope = _slope(call, value, z.detach(), epsilon)
-        return call.finish(SecantInPlace.apply(z, value, slope))
+        return call.finish(SecantInPlace.apply(z, value, slope), kept)
     with torch.no_grad():
         value = call.run()
         slope = _slope(call, value, z, epsilon)
     out = Secant.apply(z, value, slope)
     return call.finish(out, call.related(root, kind=kind, curved=True))
-
-
-def _root_or(call: Call, z: Tensor) -> Tensor:
-    """Return what z is a function of, or z itself where that is gone."""
-    root = call.root(z)
-    return z if root is None else root
 
 
 def _slope(call: Call, value: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -167,19 +164,17 @@ def _kind_after(call: Call, kind: Kind) -> Kind:
         "__pow__",
     ):
         return kind
-    return Kind.NORM if kind is Kind.NORM else Kind.ACTIVATION
+    return kind if kind in NO_ACTIVATIONS else Kind.ACTIVATION
 
 
-def whole(call: Call, root: Tensor | None, value: Tensor, curve: Tensor | None = None) -> Any:
+def whole(call: Call, root: Tensor, value: Tensor) -> Any:
     """`value` as one nonlinear function of `root`: an activation written out by hand.
 
-    Where `root` is gone, credit takes the way through `curve`, a function of it, which has the
-    same slope: value / root = (value / curve) (curve / root).
+    A function of `root` may stand for a root that is gone, since the slope is the same:
+    value / root = (value / curve) (curve / root).
     """
-    z = curve if root is None else root
-    assert z is not None
-    slope = _slope(call, value, z.detach(), call.settings.epsilon)
-    return call.finish(Secant.apply(z, value, slope), call.related(z, curved=True))
+    slope = _slope(call, value, root.detach(), call.settings.epsilon)
+    return call.finish(Secant.apply(root, value, slope), call.related(root, curved=True))
 
 
 class PReLU(torch.autograd.Function):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-from attrain import marks
+from attrain import audit, marks
 from attrain.errors import CreditError
 from attrain.marks import Kind, Mark
 from attrain.rules.blocks import BLOCK, blockwise
@@ -363,6 +363,8 @@ class Call:
         node = tensor.grad_fn
         assert node is not None
         mark = self.settings.adopt(tensor)
+        if mark is None and node.name() == audit.BACKWARD_HOOK:
+            raise CreditError(f"{name_of(self.func)} at {place()}: {audit.hooked()}")
         if mark is None:
             raise self.refuse(
                 f"its input of shape {tuple(tensor.shape)} was made by {node.name()}, which credit "
@@ -439,13 +441,18 @@ class Call:
         return out
 
     def refuse_norms(self) -> None:
-        """Raise where a norm or variance of activations is used as an activation."""
-        if any([mark.kind is Kind.NORM for _, _, mark in self.entrants]):
-            raise self.refuse(
-                "a norm, variance or standard deviation of activations is used as an activation, "
-                "and how credit passes it is not defined",
-                "Use it to normalise the tensor it was taken from, or detach() it.",
-            )
+        """Raise where a norm, a variance or 1 / a statistic is used as an activation."""
+        if any([mark.kind in marks.NO_ACTIVATIONS for _, _, mark in self.entrants]):
+            raise self.norm_refused()
+
+    def norm_refused(self) -> CreditError:
+        """Return the error for a norm that is used as an activation."""
+        return self.refuse(
+            "a norm, variance or standard deviation of activations, or 1 / a statistic of them, is "
+            "used as an activation, and how credit passes it is not defined",
+            "Use it to normalise the tensor it was taken from, detach() it, or compute it after "
+            "the context, where it is a part of the objective.",
+        )
 
     def finish_objective(self, out: Any) -> Any:
         """Mark what is computed from a loss: no part of the network, with plain gradients."""
@@ -458,22 +465,22 @@ class Call:
         """Return the mark of an activation; a leaf that requires grad is a plain one."""
         return marks.get(tensor) or self.settings.plain
 
-    def root(self, tensor: Tensor) -> Tensor | None:
-        """Return the tensor that an activation is a function of."""
-        return self.mark(tensor).root(tensor)
+    def root(self, tensor: Tensor) -> Tensor:
+        """Return the tensor that an activation is a function of, itself where that is gone."""
+        root = self.mark(tensor).root(tensor)
+        return tensor if root is None else root
 
     def related(
         self,
-        root: Tensor | None,
+        root: Tensor,
         *,
         kind: Kind = Kind.ACTIVATION,
         pending: bool = False,
-        copy: bool = False,
         curved: bool = False,
     ) -> Mark:
         """Return a mark for a result that is a function of `root`."""
         pattern = self.settings.pending if pending else self.settings.plain
-        return Mark(kind, pattern.epsilon, root, pattern.audit, copy=copy, curved=curved)
+        return Mark(kind, pattern.epsilon, root, pattern.audit, curved=curved)
 
     def enter(
         self,
@@ -497,7 +504,7 @@ class Call:
             if mark.kind is Kind.PARAMETER:
                 action = settings.scaled_own if place in owned else settings.scaled
             else:
-                if mark.kind is Kind.NORM and not norms:
+                if not norms and mark.kind in marks.NO_ACTIVATIONS:
                     self.refuse_norms()
                 share = 1.0 if place in added else factor
                 if mark.epsilon == 0.0 and share == 1.0:

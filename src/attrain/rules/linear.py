@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attrain.marks import Kind, Mark
+from attrain.marks import NO_ACTIVATIONS, STATISTICS, Kind, Mark
 from attrain.rules.activation import step, whole
 from attrain.rules.call import Call, Scale, scale_feedback, stabilise
 
@@ -114,13 +114,13 @@ def summed(call: Call, *, in_place: bool = False) -> Any:
     if call.derived:
         return call.mark_derived(call.run())
     if not in_place and _moves_a_curve(call):
-        curve = call.activations[0]
         with torch.no_grad():
             value = call.run()
-        return whole(call, call.root(curve), value, curve)
+        return whole(call, call.root(call.activations[0]), value)
     mark = _mark_of_sum(call)
-    call.enter(in_place=in_place, norms=mark.kind is Kind.NORM)
-    return call.finish(call.run(), call.settings.pending if in_place else mark)
+    call.enter(in_place=in_place, norms=mark.kind in NO_ACTIVATIONS)
+    kept = not in_place or mark.kind in STATISTICS
+    return call.finish(call.run(), mark if kept else call.settings.pending)
 
 
 def _moves_a_curve(call: Call) -> bool:
@@ -142,19 +142,19 @@ def _mark_of_sum(call: Call) -> Mark:
     if not call.activations or call.parameters:
         return call.settings.pending
     roots = [call.root(each) for each in call.activations]
-    if roots[0] is None or any(root is not roots[0] for root in roots[1:]):
+    if any(root is not roots[0] for root in roots[1:]):
         return call.settings.pending
     kinds = {call.mark(each).kind for each in call.activations}
+    curved = any(call.mark(each).curved for each in call.activations)
     if kinds == {Kind.ACTIVATION}:
         kind = Kind.ACTIVATION
     elif len(kinds) == 1:
         kind = kinds.pop()
-    elif kinds == {Kind.ACTIVATION, Kind.STATISTIC} and call.activations[0] is roots[0]:
+    elif kinds == {Kind.ACTIVATION, Kind.STATISTIC} and not curved:
         kind = Kind.CENTRED
     else:
         return call.settings.pending
-    curved = any(call.mark(each).curved for each in call.activations)
-    pending = kind is not Kind.NORM
+    pending = kind not in NO_ACTIVATIONS
     return call.related(roots[0], kind=kind, pending=pending, curved=curved)
 
 
@@ -162,21 +162,33 @@ def reduced(call: Call) -> Any:
     """Sums and means over axes: linear maps whose result may later normalise what they reduced."""
     if call.derived:
         return call.mark_derived(call.run())
-    root = call.root(call.activations[0]) if call.activations else None
+    if not call.activations:
+        call.enter()
+        return call.finish(call.run(), call.settings.pending)
+    root = call.root(call.activations[0])
     call.enter()
-    out = call.run()
-    if root is None:
-        return call.finish(out, call.settings.pending)
-    return call.finish(out, call.related(root, kind=Kind.STATISTIC, pending=True))
+    return call.finish(call.run(), call.related(root, kind=Kind.STATISTIC, pending=True))
 
 
 def normed(call: Call) -> Any:
-    """Norms, variances, standard deviations: no rule, but they may normalise what they measured."""
+    """Norms, variances, standard deviations: no rule, but they may normalise what they measured.
+
+    Distances measure no one tensor, so they normalise none.
+    """
     if call.derived:
         return call.mark_derived(call.run())
-    root = call.root(call.activations[0]) if call.activations else None
+    if call.parameters:
+        raise call.norm_refused()
+    measured = call.activations[0] if len(call.activations) == 1 else None
+    root = None if measured is None else call.root(measured)
+    fused = getattr(call.func, "__name__", "").endswith("_mean")
+    if fused:
+        call.enter()
     out = call.run()
-    return call.finish(out, call.related(root, kind=Kind.NORM))
+    call.finish(out, Mark(Kind.NORM, root=root, audit=call.settings.plain.audit))
+    if fused and root is not None:
+        call.finish(out[1], call.related(root, kind=Kind.STATISTIC, pending=True))
+    return out
 
 
 def mixed(call: Call, *, in_place: bool = False) -> Any:
@@ -211,11 +223,30 @@ def passed(call: Call, *, in_place: bool = False) -> Any:
     if call.parameters or owed or in_place:
         call.enter(in_place=in_place)
         mark = call.settings.plain if call.activations else call.settings.pending
+    elif len(call.activations) == 1:
+        mark = _moved(call, mark)
+    else:
+        call.refuse_norms()
     before = call.activations
     out = call.run()
     if any(out is each for each in before) and not in_place:
         return out
     return call.finish(out, mark)
+
+
+def shaped(call: Call) -> Any:
+    """`view_as`, `expand_as`: the second tensor lends its shape and no value."""
+    given = call.named(("self", "other"))
+    return passed(Call(call.settings, call.func, (given["self"], given["other"].detach()), {}))
+
+
+def _moved(call: Call, mark: Mark) -> Mark:
+    """Return the mark of a tensor in another shape: a statistic is still one of the same tensor."""
+    known = call.mark(call.activations[0])
+    if known.kind not in STATISTICS:
+        return mark
+    root = call.root(call.activations[0])
+    return Mark(known.kind, mark.epsilon, root, mark.audit, curved=known.curved)
 
 
 def _joins_data(call: Call) -> bool:
@@ -236,23 +267,13 @@ def cast(call: Call) -> Any:
     out = call.run()
     if out is source:
         return out
-    root = mark.root(source)
-    if root is None:
-        return call.finish(out, call.settings.pending if mark.epsilon else None)
-    return call.finish(
-        out,
-        call.related(
-            root,
-            kind=mark.kind,
-            pending=bool(mark.epsilon),
-            copy=mark.copy or root is source,
-            curved=mark.curved,
-        ),
-    )
+    pending = bool(mark.epsilon)
+    same = call.related(call.root(source), kind=mark.kind, pending=pending, curved=mark.curved)
+    return call.finish(out, same)
 
 
-def written(call: Call) -> Any:
-    """`x[index] = value`: the value goes in, what was there loses its credit."""
+def written(call: Call, *, adds: bool = False) -> Any:
+    """`x[index] = value`: the value goes in, what was there loses its credit, unless it `adds`."""
     if call.derived:
         return call.mark_derived(call.run())
     target = call.args[0]
@@ -268,13 +289,29 @@ def written(call: Call) -> Any:
     call.enter(in_place=target.requires_grad)
     call.run()
     if isinstance(target, Tensor) and target.requires_grad:
-        call.finish(target, call.settings.plain)
+        call.finish(target, call.settings.pending if adds else call.settings.plain)
 
 
-def overwritten(call: Call) -> Any:
+def overwritten(call: Call, *, adds: bool = False) -> Any:
     """In-place writes (`copy_`, `zero_`, `scatter_`): as an assignment, returning the tensor."""
-    written(call)
+    written(call, adds=adds)
     return call.args[0]
+
+
+def put(call: Call, *, in_place: bool = False) -> Any:
+    """`index_put`: a write or, where it accumulates, a sum over the index."""
+    adds = bool(call.option(3, "accumulate", default=False))
+    if in_place:
+        return overwritten(call, adds=adds)
+    return mixed(call) if adds else passed(call)
+
+
+def scattered(call: Call) -> Any:
+    """`scatter_reduce`: a sum over the index, or the winner; a product has no rule."""
+    how = call.option(4, "reduce", default=None)
+    if how == "prod" and not call.derived:
+        return unsupported(call)
+    return mixed(call) if how in ("sum", "mean") else passed(call)
 
 
 def negated(call: Call, *, in_place: bool = False) -> Any:

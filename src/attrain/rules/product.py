@@ -39,15 +39,8 @@ def _scaled(call: Call, in_place: bool) -> Any:
     elif len(call.activations) == 1 and not in_place:
         z = call.activations[0]
         known = call.mark(z)
-        root = known.root(z)
-        if root is not None:
-            mark = call.related(
-                root,
-                kind=known.kind,
-                copy=known.copy or root is z,
-                curved=known.curved,
-            )
-    call.enter(in_place=in_place, norms=True)
+        mark = call.related(call.root(z), kind=known.kind, curved=known.curved)
+    call.enter(in_place=in_place, norms=not call.parameters)
     return call.finish(call.run(), mark)
 
 
@@ -58,7 +51,11 @@ def _of_one_tensor(call: Call, in_place: bool) -> Any:
         if call.mark(statistic).kind is Kind.INVERSE and _normalises(call, value, statistic):
             return _by_constant(call, value, statistic, in_place)
     root = call.root(a)
-    if root is None or root is not call.root(b) or a is b:
+    related = root is call.root(b)
+    if related and not in_place and call.mark(a).kind is call.mark(b).kind is Kind.STATISTIC:
+        call.enter(factor=0.5)
+        return call.finish(call.run(), call.related(root, kind=Kind.STATISTIC))
+    if not related or a is b:
         return _square(call) if a is b and not in_place else None
     if call.mark(a).kind is not Kind.ACTIVATION or call.mark(b).kind is not Kind.ACTIVATION:
         return None
@@ -74,7 +71,7 @@ def _of_one_tensor(call: Call, in_place: bool) -> Any:
 
 def _square(call: Call) -> Any:
     root = call.root(call.activations[0])
-    if root is None or call.mark(call.activations[0]).kind is not Kind.ACTIVATION:
+    if call.mark(call.activations[0]).kind is not Kind.ACTIVATION:
         return None
     with torch.no_grad():
         value = call.run()
@@ -82,13 +79,15 @@ def _square(call: Call) -> Any:
 
 
 def _normalises(call: Call, value: Tensor, statistic: Tensor) -> bool:
-    """Whether `statistic` was taken from `value`, or from what `value` is a multiple of."""
+    """Whether `statistic` was taken from `value`, or from what `value` is made of.
+
+    Not where `value` is curved: exp(z) / sum(exp(z)) is a softmax, whose slope is its own.
+    """
     mark = call.mark(value)
-    root = mark.root(value)
     return (
-        root is not None
-        and root is call.root(statistic)
-        and (root is value or mark.copy or mark.kind is Kind.CENTRED)
+        mark.kind in (Kind.ACTIVATION, Kind.CENTRED)
+        and not mark.curved
+        and call.root(value) is call.root(statistic)
     )
 
 
@@ -121,8 +120,7 @@ def quotient(call: Call, *, in_place: bool = False) -> Any:
         return _by_constant(call, numerator, denominator, in_place)
     root = call.root(numerator)
     if (
-        root is not None
-        and root is call.root(denominator)
+        root is call.root(denominator)
         and call.mark(numerator).kind is Kind.ACTIVATION
         and call.mark(denominator).kind is Kind.ACTIVATION
         and not in_place

@@ -75,7 +75,10 @@ _put(linear.embedded, "embedding embedding_bag")
 _put(linear.summed, "add sub subtract rsub radd where", in_place=True)
 _put(linear.blended, "lerp", in_place=True)
 _put(linear.reduced, "mean sum nanmean nansum")
-_put(linear.normed, "norm var std var_mean std_mean vector_norm matrix_norm cdist")
+_put(
+    linear.normed,
+    "norm var std var_mean std_mean vector_norm matrix_norm cdist pdist pairwise_distance",
+)
 _put(
     linear.mixed,
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -86,8 +89,8 @@ _put(linear.thinned, "dropout dropout1d dropout2d dropout3d alpha_dropout featur
      "feature_alpha_dropout", in_place=True)  # fmt: skip
 _put(
     linear.passed,
-    "reshape view view_as reshape_as flatten unflatten ravel permute transpose swapaxes swapdims "
-    "movedim moveaxis t squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors repeat "
+    "reshape view flatten unflatten ravel permute transpose swapaxes swapdims "
+    "movedim moveaxis t squeeze unsqueeze expand broadcast_to broadcast_tensors repeat "
     "repeat_interleave tile narrow select slice getitem index_select gather take take_along_dim "
     "masked_select chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind "
     "iter cat concat concatenate stack hstack vstack dstack column_stack flip fliplr flipud rot90 "
@@ -99,7 +102,7 @@ _put(
     "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices "
     "adaptive_max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d max_unpool1d "
     "max_unpool2d max_unpool3d max min amax amin median cummax cummin maximum minimum fmax fmin "
-    "masked_scatter scatter index_put index_copy scatter_reduce select_scatter slice_scatter "
+    "masked_scatter scatter index_copy select_scatter slice_scatter "
     "pad_sequence _pack_padded_sequence _pad_packed_sequence",
 )
 _put(
@@ -107,20 +110,24 @@ _put(
     "squeeze unsqueeze transpose t swapaxes masked_fill index_fill fill_diagonal",
     in_place=True,
 )
+_put(linear.shaped, "view_as reshape_as expand_as")
 _put(
     linear.cast,
     "clone contiguous to type type_as float double half bfloat16 cpu cuda alias positive "
     "pin_memory",
 )
 _put(linear.written, "setitem")
-for _name in ("copy_", "zero_", "fill_", "index_put_", "scatter_", "masked_scatter_", "index_add_",
-              "scatter_add_", "index_copy_"):  # fmt: skip
+_put(linear.put, "index_put", in_place=True)
+_put(linear.scattered, "scatter_reduce")
+for _name in ("copy_", "zero_", "fill_", "scatter_", "masked_scatter_", "index_copy_"):
     _put_exact(linear.overwritten, _name)
+for _name in ("index_add_", "scatter_add_"):
+    _put_exact(partial(linear.overwritten, adds=True), _name)
 _put(product.product, "mul multiply rmul", in_place=True)
 _put(product.quotient, "div divide true_divide truediv rdiv rtruediv", in_place=True)
 _put(linear.negated, "neg negative", in_place=True)
 _put(product.attention, "scaled_dot_product_attention")
-_put(product.opened, "multi_head_attention_forward pairwise_distance multi_margin")
+_put(product.opened, "multi_head_attention_forward")
 for _cell in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
     _put(partial(recurrent.layers, cell=_cell), _cell)
     _put(partial(recurrent.single, cell=_cell), f"{_cell}_cell")

@@ -27,6 +27,13 @@ class Entry:
 
 
 STUDIES: Mapping[str, Entry] = {
+    "attribution-methods": Entry(
+        "attribution_methods",
+        "Methods of attribution, compared: cost, errors, stability, faithfulness",
+    ),
+    "depara-transfer": Entry(
+        "depara", "DEPARA: does the similarity of attribution graphs tell what transfers?"
+    ),
     "lfp-fig3": Entry("fig3", "Toy sets: LFP and gradient descent over all learning rates"),
     "lfp-fig4": Entry("fig4", "Two weights: where LFP and gradient descent walk"),
     "lfp-fig7-A3": Entry(

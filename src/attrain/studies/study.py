@@ -37,11 +37,13 @@ class Row:
     """A part of a study that is measured, written and resumed as a whole.
 
     `run` takes nothing and returns what JSON can hold. Its seeds are fixed: run again, it returns
-    the same. It is called in a process of its own, with one thread, where rows run side by side.
+    the same, but for a row that is `timed`, whose figures are times. It is called in a process of
+    its own, with one thread, where rows run side by side.
     """
 
     name: str
     run: Callable[[], Result]
+    timed: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""Does a model lose its answer when what an attribution calls important is taken away?
+
+A *feature* is a place of the attribution, which broadcasts to the inputs: [N, 1, H, W] has one for
+all channels of a pixel, [N, T, 1] one for all values of a token.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from attrain.errors import InputError
+
+Predict = Callable[[Tensor], Tensor]
+"""From inputs [N, ...] to scores or probabilities [N, C]."""
+
+FRACTIONS = tuple(step / 10 for step in range(10))
+"""Shares of the features that are removed for the accuracy drop (paper 003, figure 3)."""
+
+AOPC = (0.01, 0.05, 0.1, 0.2, 0.5)
+"""Shares of the features of comprehensiveness and sufficiency (DeYoung et al., 2020)."""
+
+
+def top_features(attribution: Tensor, count: int, *, seed: int = 0) -> Tensor:
+    """Return where the `count` largest |attribution| of each sample are: booleans of its shape.
+
+    Of equal ones those are first that come first in an order drawn from `seed`, the same for all
+    samples, so that an attribution that is flat somewhere has no preference there. Raises
+    InputError for a count outside 0..features, and for values that are not finite.
+    """
+    magnitude_NF = attribution.detach().abs().flatten(1)
+    features = magnitude_NF.shape[1]
+    if not 0 <= count <= features:
+        raise InputError(f"count must be in 0..{features}, the number of features: got {count}.")
+    if not torch.isfinite(magnitude_NF).all():
+        raise InputError("the attribution has values that are NaN or infinite: no order in them.")
+    drawn_F = torch.randperm(features, generator=torch.Generator().manual_seed(seed))
+    drawn_F = drawn_F.to(magnitude_NF.device)
+    ranked_NF = magnitude_NF[:, drawn_F].argsort(dim=1, descending=True, stable=True)
+    chosen_NF = torch.zeros_like(magnitude_NF, dtype=torch.bool)
+    chosen_NF.scatter_(1, drawn_F[ranked_NF[:, :count]], True)
+    return chosen_NF.reshape(attribution.shape)
+
+
+def removed(
+    x: Tensor, attribution: Tensor, fraction: float, background: Tensor | float, *, seed: int = 0
+) -> Tensor:
+    """Return `x` [N, ...] with the top `fraction` of its features replaced by the background.
+
+    round(fraction * features) of them, halves to the even number. background: a number or a tensor
+    that broadcasts to x. Raises InputError for an attribution that does not broadcast to x, a
+    fraction outside 0..1, and as `top_features` does.
+    """
+    count = _count(x, attribution, fraction)
+    return torch.where(top_features(attribution, count, seed=seed), background, x)
+
+
+def accuracy_drop(
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    attribution: Tensor,
+    background: Tensor | float,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+) -> list[float]:
+    """Return the accuracy [fractions] with the top features replaced by the background.
+
+    y: labels [N]. The lower, the more faithful; `area` makes one number of it. With the background
+    of the data (a corner's pixel) the changed inputs look like data, with their mean they do not.
+    Paper 003, figure 3. Raises InputError as `removed` does.
+    """
+    found = []
+    for fraction in fractions:
+        out = _scores(predict, removed(x, attribution, fraction, background, seed=seed))
+        found.append(float((out.argmax(1) == y).double().mean()))
+    return found
+
+
+def target_drop(
+    predict: Predict,
+    x: Tensor,
+    target: Tensor,
+    attribution: Tensor,
+    background: Tensor | float,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+) -> Tensor:
+    """Return the output of class `target` [N] with the top features replaced, [fractions, N].
+
+    As `accuracy_drop`, for each sample: what is left of its logit or probability.
+    """
+    found = []
+    for fraction in fractions:
+        out = _scores(predict, removed(x, attribution, fraction, background, seed=seed))
+        found.append(out.gather(1, target[:, None])[:, 0])
+    return torch.stack(found)
+
+
+def area(values: Sequence[float], fractions: Sequence[float] = FRACTIONS) -> float:
+    """Return the mean height of a curve over the fractions, by the trapezoid rule.
+
+    In the units of `values`. Raises InputError unless there are as many of both, at least two,
+    with fractions that rise.
+    """
+    if len(values) != len(fractions) or len(values) < 2:
+        raise InputError(
+            f"a curve has a value for each fraction, at least two: got {len(values)} values and "
+            f"{len(fractions)} fractions."
+        )
+    steps = [right - left for left, right in zip(fractions, fractions[1:], strict=False)]
+    if min(steps) <= 0:
+        raise InputError(f"fractions must rise, got {tuple(fractions)}.")
+    total = sum(
+        step * (low + high) / 2 for step, low, high in zip(steps, values, values[1:], strict=False)
+    )
+    return float(total / (fractions[-1] - fractions[0]))
+
+
+def comprehensiveness(
+    predict: Predict,
+    x: Tensor,
+    attribution: Tensor,
+    background: Tensor | float,
+    *,
+    fractions: Sequence[float] = AOPC,
+    seed: int = 0,
+) -> Tensor:
+    """Return by how much the predicted class falls without the top features, [N].
+
+    The mean over `fractions` of p_j(x) - p_j(x without them), where j is the class that `predict`
+    (probabilities, say) has highest for x, and at least one feature is taken: higher is more
+    faithful. DeYoung et al., 2020, AOPC. Raises InputError as `removed` does.
+    """
+    return _aopc(predict, x, attribution, background, fractions, seed, keep=False)
+
+
+def sufficiency(
+    predict: Predict,
+    x: Tensor,
+    attribution: Tensor,
+    background: Tensor | float,
+    *,
+    fractions: Sequence[float] = AOPC,
+    seed: int = 0,
+) -> Tensor:
+    """Return by how much the predicted class falls with the top features alone, [N].
+
+    As `comprehensiveness`, with everything else replaced: lower is more faithful.
+    """
+    return _aopc(predict, x, attribution, background, fractions, seed, keep=True)
+
+
+def _aopc(
+    predict: Predict,
+    x: Tensor,
+    attribution: Tensor,
+    background: Tensor | float,
+    fractions: Sequence[float],
+    seed: int,
+    *,
+    keep: bool,
+) -> Tensor:
+    whole = _scores(predict, x)
+    top = whole.argmax(1, keepdim=True)
+    falls = []
+    for fraction in fractions:
+        count = max(1, _count(x, attribution, fraction))
+        chosen = top_features(attribution, count, seed=seed)
+        changed = torch.where(~chosen if keep else chosen, background, x)
+        falls.append((whole - _scores(predict, changed)).gather(1, top)[:, 0])
+    return torch.stack(falls).mean(0)
+
+
+def _count(x: Tensor, attribution: Tensor, fraction: float) -> int:
+    """Return how many features a fraction is; raises InputError for what does not fit."""
+    fits = attribution.ndim == x.ndim and all(
+        mine in (1, whole) for mine, whole in zip(attribution.shape[1:], x.shape[1:], strict=True)
+    )
+    if not fits or len(attribution) != len(x) or len(x) == 0:
+        raise InputError(
+            f"the attribution has the shape {tuple(attribution.shape)}, and x {tuple(x.shape)}: "
+            "they must agree, or have 1 in its place where a feature spans an axis of x."
+        )
+    if not 0 <= fraction <= 1:
+        raise InputError(f"a fraction is a share of the features, in 0..1: got {fraction}.")
+    return round(fraction * attribution[0].numel())
+
+
+def _scores(predict: Predict, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return predict(x)

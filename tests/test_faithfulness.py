@@ -1,0 +1,268 @@
+"""Faithfulness, stability and exact Shapley values against loops and hand-worked examples."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from attrain.errors import InputError
+from attrain.metrics import faithfulness, shapley, stability
+
+WEIGHTS = torch.tensor([[4.0, -1.0], [2.0, 3.0], [1.0, 0.5], [-2.0, 1.0]], dtype=torch.float64)
+
+
+def linear(x: Tensor) -> Tensor:
+    """Return two scores of samples of four values."""
+    return x.double().flatten(1) @ WEIGHTS
+
+
+def probability(x: Tensor) -> Tensor:
+    return linear(x).softmax(1)
+
+
+# Twins with loops ---------------------------------------------------------------------------------
+
+
+def slow_top(attribution: Tensor, count: int, seed: int) -> Tensor:
+    """Return the top features by |attribution|, one sample and one feature at a time."""
+    flat = attribution.flatten(1)
+    order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = torch.zeros(flat.shape, dtype=torch.bool)
+    for n in range(len(flat)):
+        for _ in range(count):
+            best = None
+            for f in order:
+                free = not chosen[n, f]
+                if free and (best is None or abs(flat[n, f]) > abs(flat[n, best])):
+                    best = f
+            chosen[n, best] = True
+    return chosen.reshape(attribution.shape)
+
+
+def slow_removed(x, attribution, fraction, background, seed, *, keep=False, least=0):
+    features = attribution[0].numel()
+    chosen = slow_top(attribution, max(least, round(fraction * features)), seed).expand(x.shape)
+    found = x.clone()
+    for place in np.ndindex(*x.shape):
+        if bool(chosen[place]) != keep:
+            found[place] = background
+    return found
+
+
+def slow_aopc(predict, x, attribution, background, fractions, seed, keep):
+    falls = torch.zeros(len(x), dtype=torch.float64)
+    for n in range(len(x)):
+        p = predict(x[n : n + 1])[0]
+        j = max(range(len(p)), key=lambda c: float(p[c]))
+        for fraction in fractions:
+            changed = slow_removed(
+                x[n : n + 1], attribution[n : n + 1], fraction, background, seed,
+                keep=keep, least=1,
+            )  # fmt: skip
+            falls[n] += (p[j] - predict(changed)[0, j]) / len(fractions)
+    return falls
+
+
+def slow_ranks(values: list[float]) -> list[float]:
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
+        for value in values
+    ]
+
+
+def slow_shapley(worth, players: int) -> list[float]:
+    """Return the mean over all orders of what a player adds on joining."""
+    found = [0.0] * players
+    for order in itertools.permutations(range(players)):
+        members: set[int] = set()
+        for player in order:
+            before = worth(frozenset(members))
+            members.add(player)
+            found[player] += (worth(frozenset(members)) - before) / math.factorial(players)
+    return found
+
+
+small = st.integers(0, 10_000)
+
+
+@settings(deadline=None, max_examples=40)
+@given(small, st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]), st.booleans())
+def test_removal_equals_its_twin(seed, fraction, ties):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, 2, 2, 3, generator=generator)
+    attribution = torch.randn(3, 1, 2, 3, generator=generator)  # one feature for both channels
+    if ties:
+        attribution = attribution.round()
+    found = faithfulness.removed(x, attribution, fraction, -7.0, seed=seed)
+    assert torch.equal(found, slow_removed(x, attribution, fraction, -7.0, seed))
+
+
+@settings(deadline=None, max_examples=20)
+@given(small)
+def test_curves_and_aopc_equal_their_twins(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 2, 2, generator=generator)
+    y = torch.randint(2, (4,), generator=generator)
+    attribution = torch.randn(4, 2, 2, generator=generator)
+    fractions = (0.0, 0.25, 0.5, 1.0)
+    changed = [slow_removed(x, attribution, fraction, 0.5, seed) for fraction in fractions]
+    hits = [
+        sum(int(linear(each)[n].argmax()) == int(y[n]) for n in range(4)) / 4 for each in changed
+    ]
+    given_ = {"fractions": fractions, "seed": seed}
+    assert faithfulness.accuracy_drop(linear, x, y, attribution, 0.5, **given_) == hits
+    left = faithfulness.target_drop(linear, x, y, attribution, 0.5, **given_)
+    for row, each in zip(left, changed, strict=True):
+        for n in range(4):
+            assert float(row[n]) == pytest.approx(float(linear(each)[n, y[n]]), abs=1e-12)
+    for measure, keep in (
+        (faithfulness.comprehensiveness, False),
+        (faithfulness.sufficiency, True),
+    ):
+        found = measure(probability, x, attribution, 0.5, **given_)
+        wanted = slow_aopc(probability, x, attribution, 0.5, fractions, seed, keep)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(small, st.booleans())
+def test_stability_equals_its_twins(seed, ties):
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(3, 2, 2, 3, generator=generator, dtype=torch.float64)
+    if ties:
+        draws = draws.round()
+    ranks = stability.rank_correlation(draws[0], draws[1])
+    change = stability.relative_change(draws[0], draws[1])
+    spread = stability.relative_spread(draws)
+    for n in range(2):
+        a, b, c = (each[n].flatten().tolist() for each in draws)
+        first, second = slow_ranks(a), slow_ranks(b)
+        if len(set(a)) > 1 and len(set(b)) > 1:
+            wanted = np.corrcoef(first, second)[0, 1]
+            assert float(ranks[n]) == pytest.approx(wanted, abs=1e-12)
+            assert float(ranks[n]) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
+        else:
+            assert ranks[n].isnan()
+        moved = math.sqrt(sum((v - u) ** 2 for u, v in zip(a, b, strict=True)))
+        length = math.sqrt(sum(u**2 for u in a))
+        if length:
+            assert float(change[n]) == pytest.approx(moved / length, abs=1e-12)
+        middle = [(u + v + w) / 3 for u, v, w in zip(a, b, c, strict=True)]
+        variances = [
+            ((u - m) ** 2 + (v - m) ** 2 + (w - m) ** 2) / 2
+            for u, v, w, m in zip(a, b, c, middle, strict=True)
+        ]
+        size = math.sqrt(sum(m**2 for m in middle))
+        if size > 1e-12:
+            assert float(spread[n]) == pytest.approx(math.sqrt(sum(variances)) / size)
+
+
+@settings(deadline=None, max_examples=20)
+@given(small, st.integers(1, 5))
+def test_exact_shapley_values_equal_the_mean_over_all_orders(seed, players):
+    values = np.random.default_rng(seed).normal(size=2**players)
+
+    def worth(members: Tensor) -> Tensor:
+        return torch.from_numpy(values)[(members.long() << torch.arange(players)).sum(1)]
+
+    def slow_worth(members: frozenset) -> float:
+        return float(values[sum(1 << player for player in members)])
+
+    found = shapley.shapley_values(worth, players)
+    assert found.tolist() == pytest.approx(slow_shapley(slow_worth, players), abs=1e-10)
+    assert float(found.sum()) == pytest.approx(values[-1] - values[0], abs=1e-10)
+
+
+# By hand ------------------------------------------------------------------------------------------
+
+
+def test_the_accuracy_falls_as_by_hand():
+    x, y = torch.ones(2, 4), torch.tensor([0, 0])
+    # Scores of the whole: 4 + 2 + 1 - 2 = 5 and -1 + 3 + .5 + 1 = 3.5.
+    attribution = torch.tensor([[4.0, -3.0, 2.0, 1.0], [4.0, -3.0, 2.0, 1.0]])
+    fractions = (0.0, 0.25, 0.5, 1.0)
+    found = faithfulness.accuracy_drop(linear, x, y, attribution, 0.0, fractions=fractions)
+    # Without the first value 1 and 4.5, without two -1 and 1.5, with nothing left a tie.
+    assert found == [1.0, 0.0, 0.0, 1.0]
+    each = torch.tensor([0, 1])
+    left = faithfulness.target_drop(linear, x, each, attribution, 0.0, fractions=fractions)
+    assert left.tolist() == [[5.0, 3.5], [1.0, 4.5], [-1.0, 1.5], [0.0, 0.0]]
+    assert faithfulness.area([1.0, 0.5, 0.0], (0.0, 0.25, 1.0)) == pytest.approx(0.375)
+    assert faithfulness.area([1.0] * 10) == pytest.approx(1.0)
+
+
+def test_comprehensiveness_and_sufficiency_as_by_hand():
+    x = torch.ones(1, 4)
+    attribution = torch.tensor([[9.0, 1.0, 0.0, 0.0]])
+    # Without the first value score 0 falls by 4, with it alone by 1.
+    by_hand = {"fractions": (0.01, 0.25)}  # both are one feature: at least one is taken
+    found = faithfulness.comprehensiveness(linear, x, attribution, 0.0, **by_hand)
+    assert found.tolist() == [4.0]
+    assert faithfulness.sufficiency(linear, x, attribution, 0.0, **by_hand).tolist() == [1.0]
+
+
+def test_a_flat_attribution_prefers_no_place():
+    flat = torch.zeros(1, 1000)
+    first = faithfulness.top_features(flat, 500, seed=0)
+    assert int(first.sum()) == 500 and 200 < int(first[0, :500].sum()) < 300
+    assert torch.equal(first, faithfulness.top_features(flat, 500, seed=0))
+    assert not torch.equal(first, faithfulness.top_features(flat, 500, seed=1))
+
+
+def test_changes_and_ranks_as_by_hand():
+    a = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0]])
+    b = torch.tensor([[3.0, 9.0], [0.0, 0.0], [0.0, 1.0]])
+    assert stability.relative_change(a, b).tolist() == [1.0, 0.0, math.inf]
+    found = stability.rank_correlation(
+        torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]),
+        torch.tensor([[1.0, 10.0, 100.0], [5.0, 0.0, -5.0]]),
+    )
+    assert found.tolist() == pytest.approx([1.0, -1.0])
+    assert stability.rank_correlation(a, b)[1].isnan()
+    draws = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    assert stability.relative_spread(draws).tolist() == pytest.approx([math.sqrt(2) / 2])
+    assert stability.relative_spread(torch.zeros(2, 1, 3)).tolist() == [0.0]
+
+
+def test_shapley_values_as_by_hand():
+    def glove(members: Tensor) -> Tensor:  # one left glove, two right ones; a pair is worth 1
+        return (members[:, 0] & (members[:, 1] | members[:, 2])).float()
+
+    assert shapley.shapley_values(glove, 3).tolist() == pytest.approx([2 / 3, 1 / 6, 1 / 6])
+
+
+# Mistakes -----------------------------------------------------------------------------------------
+
+ONE = torch.ones(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: faithfulness.top_features(ONE, 5), "count must be in 0..4, .* got 5"),
+        (lambda: faithfulness.top_features(ONE * math.nan, 2), "NaN or infinite: no order"),
+        (lambda: faithfulness.removed(ONE, ONE, 1.5, 0.0), "in 0..1: got 1.5"),
+        (
+            lambda: faithfulness.removed(ONE, ONE[:, :3], 0.5, 0.0),
+            r"attribution has the shape \(2, 3\), and x \(2, 4\): they must agree, or have 1",
+        ),
+        (lambda: faithfulness.removed(ONE, ONE[:1], 0.5, 0.0), r"the shape \(1, 4\), and x"),
+        (lambda: faithfulness.removed(ONE[:0], ONE[:0], 0.5, 0.0), r"shape \(0, 4\)"),
+        (lambda: faithfulness.area([1.0], (0.0,)), "at least two: got 1 values and 1 fractions"),
+        (lambda: faithfulness.area([1.0, 0.0], (0.5, 0.1)), r"fractions must rise, got \(0.5"),
+        (lambda: stability.relative_change(ONE, ONE[:1]), r"the shapes \(2, 4\) and \(1, 4\)"),
+        (lambda: stability.rank_correlation(ONE[0], ONE[0]), r"got the shapes \(4,\) and \(4,\)"),
+        (lambda: stability.relative_spread(ONE[None]), r"at least two draws .* \(1, 2, 4\)"),
+        (lambda: shapley.shapley_values(lambda c: c.sum(1), 17), "1..16 players are possible, got"),
+        (lambda: shapley.shapley_values(lambda c: c.sum(), 3), "each of 8 coalitions, got the sha"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(call, text):
+    with pytest.raises(InputError, match=text):
+        call()
