@@ -44,6 +44,7 @@ class Context(Protocol):
     settings: Settings
     epsilon: float
     refunded: set[int]
+    partly: dict[int, Tensor]
     kept: list[Tensor]
     paid: set[tuple[int, int]]
     deferred: list[tuple[int, tuple[int, int], steps.Step]]
@@ -153,9 +154,19 @@ class Reading:
 
     def _refund(self, out: Tensor) -> None:
         """Remember that a stabiliser which was given back is still owed by name alone."""
-        if self.family in _DEFERRING and self._refunded:
-            self.context.refunded.add(id(out))
-            self.context.kept.append(out)
+        if self.family not in _DEFERRING:
+            return
+        context = self.context
+        whole = [id(tensor) in context.refunded for _, _, tensor in self.before]
+        if all(whole):
+            context.refunded.add(id(out))
+        elif any(whole) or any(id(tensor) in context.partly for _, _, tensor in self.before):
+            masks = {
+                id(tensor): context.partly.get(id(tensor), torch.tensor(given)).expand(tensor.shape)
+                for given, (_, _, tensor) in zip(whole, self.before, strict=True)
+            }
+            context.partly[id(out)] = self._made_of(masks, out)
+        context.kept.append(out)
 
     @property
     def _refunded(self) -> bool:
@@ -361,6 +372,9 @@ class Reading:
                 epsilon = self.context.epsilon
             if each.mixed or not epsilon or id(tensor) in self.context.refunded:
                 continue
+            mask = self.context.partly.get(id(tensor))
+            if mask is not None:
+                each = each._replace(unit=torch.where(mask, NOBODY, each.unit))
             by = units.sums(each)
             if by is None:
                 self.scattered = True
@@ -417,14 +431,19 @@ class Reading:
         if each is None or each.mixed or len(self.before) == 1:
             return each
         from_it = {
-            id(taken): torch.full(taken.shape, float(taken is tensor), device=taken.device)
+            id(taken): torch.tensor(taken is tensor).expand(taken.shape)
             for _, _, taken in self.before
         }
+        return each._replace(unit=torch.where(self._made_of(from_it, out), each.unit, NOBODY))
+
+    def _made_of(self, masks: dict[int, Tensor], out: Tensor) -> Tensor:
+        """Return which values of `out` the call made of masked values of what it took."""
 
         def mapped(value: Any) -> Any:
             if isinstance(value, Tensor):
-                other = value if not value.is_floating_point() else torch.zeros_like(value)
-                return from_it.get(id(value), other.detach())
+                if id(value) in masks:
+                    return masks[id(value)].to(value.device, torch.get_default_dtype())
+                return torch.zeros_like(value) if value.is_floating_point() else value.detach()
             if isinstance(value, (list, tuple)):
                 return type(value)(mapped(each) for each in value)
             return value
@@ -435,7 +454,7 @@ class Reading:
             )
         if out is not self.out:
             made = _tensors(made)[_index(out, self.out)]
-        return each._replace(unit=torch.where(made > 0.5, each.unit, NOBODY))
+        return torch.as_tensor(made.abs() > 0.5)
 
     def _shifted(self, out: Tensor) -> list[steps.Step]:
         """Return what constants and parameters add to the units of one tensor."""

@@ -74,6 +74,7 @@ class Tracer(TorchFunctionMode):
                 self.owners.setdefault(id(parameter), []).append(name)
         self.inside: list[str] = []
         self.refunded: set[int] = set()  # calls' outputs whose stabiliser their layer gives back
+        self.partly: dict[int, Tensor] = {}  # and outputs of which some values are such
         self.kept: list[Tensor] = []  # what is told apart by identity has to live on
         self.paid: set[tuple[int, int]] = set()
         self.deferred: list[tuple[int, tuple[int, int], steps.Step]] = []
