@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from attrain.credit import LFP
 from attrain.errors import InputError
+from attrain.graph import arguments, shares, steps, stream, units
 from attrain.graph import layer as layers
-from attrain.graph import steps, stream, units
 from attrain.graph.plan import Nodes, Plan
 from attrain.graph.reading import Untraceable
 from attrain.graph.stream import Stream, Switch
@@ -77,13 +77,13 @@ class _BlockTracer(Tracer):
     ) -> Any:
         kwargs = kwargs or {}
         family = getattr(REGISTRY.get(func), "func", REGISTRY.get(func))
-        if family is product.attention and steps.carries(args, kwargs):
+        if family is product.attention and arguments.carries(args, kwargs):
             with self:
-                return steps.attended(*args, **kwargs)
+                return arguments.attended(*args, **kwargs)
         args = self._with_constants(family, args, kwargs)
         if family in (norm.layer_norm, norm.rms_norm, linear.weighted, linear.summed):
             self._enter_stream(family, args, kwargs)
-        found = [(where, tensor) for where, tensor in steps.tensors_of(args, kwargs)
+        found = [(where, tensor) for where, tensor in arguments.tensors_of(args, kwargs)
                  if stream_of(tensor) is not None or id(tensor) in self.candidates]  # fmt: skip
         if not found or family is bookkeeping:
             before = len(self.plan.calls)
@@ -116,14 +116,14 @@ class _BlockTracer(Tracer):
 
     def _enter_stream(self, family: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Let tokens start the stream, where something reads them for the first time."""
-        for where, tensor in steps.carrying(args, kwargs):
+        for where, tensor in arguments.carrying(args, kwargs):
             found = units.of(tensor)
             assert found is not None
             if tensor.ndim != 3 or found.mixed or self.candidates.get(id(tensor)):
                 continue
             feeding = self.plan.feeding(found.unit)
             roots = all(self._reads_inputs(self.plan.nodes[k]) for k in feeding)
-            alone = family is linear.summed and len(list(steps.carrying(args, kwargs))) == 1
+            alone = family is linear.summed and len(list(arguments.carrying(args, kwargs))) == 1
             if roots and feeding and not alone:
                 self._start(tensor, where, found)
 
@@ -131,7 +131,7 @@ class _BlockTracer(Tracer):
         kinds = {self.plan.nodes[source].kind for source in nodes.sources}
         return kinds == {"input"}
 
-    def _start(self, tensor: Tensor, where: steps.Where, found: Units) -> None:
+    def _start(self, tensor: Tensor, where: arguments.Where, found: Units) -> None:
         here = units.samples_of(found)
         if here is None or here.inner != 1 or here.axis == 2:
             return
@@ -159,7 +159,7 @@ class _BlockTracer(Tracer):
         if raw.ndim != 3 or len(raw) != self.count:
             self.plan.calls.append((func, (steps.Constant(),)))
             return raw
-        out = steps.as_leaf(raw)
+        out = arguments.as_leaf(raw)
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         nodes = self.plan.add(self.named(weight, "tokens"), "tokens", out.shape[1])
         numbers = torch.arange(nodes.start, nodes.start + nodes.count, device=out.device)
@@ -178,7 +178,7 @@ class _BlockTracer(Tracer):
         if candidates and family is not linear.summed:
             return self._carried(func, types, family, args, kwargs, found[0])
         call = len(self.plan.calls)
-        everything = list(steps.tensors_of(args, kwargs))
+        everything = list(arguments.tensors_of(args, kwargs))
         carrying = [tensor for _, tensor in everything
                     if units.of(tensor) is not None and stream_of(tensor) is None]  # fmt: skip
         out = func(*args, **kwargs)
@@ -211,7 +211,7 @@ class _BlockTracer(Tracer):
         self.starting.clear()
 
     def _mixed(self, func: Any, out: Any) -> None:
-        for each in steps.each_of(out):
+        for each in arguments.each_of(out):
             if each.is_floating_point():
                 samples = torch.zeros(each.shape, dtype=torch.long, device=each.device)
                 why = f"{name_of(func)} at {place()}"
@@ -259,7 +259,7 @@ class _BlockTracer(Tracer):
         if not isinstance(where, (int, str)):
             return None
         due = []
-        for index, each in enumerate(steps.each_of(out)):
+        for index, each in enumerate(arguments.each_of(out)):
             place_ = None if isinstance(out, Tensor) else index
             if scaled:
                 maps = [part.expand(each.shape) for part in (*known.parts, known.sample)]
@@ -331,7 +331,7 @@ class _BlockTracer(Tracer):
         setattr(out, _STREAM, Stream(tuple(parts), sample))
         name = getattr(func, "__name__", "").strip("_")
         wheres = tuple(where for where, _ in found)
-        return [stream.Join(wheres, steps.shares_of(name, "sum"))]
+        return [stream.Join(wheres, shares.shares_of(name, "sum"))]
 
     def _dissolve(self, written: Sequence[int]) -> None:
         """What is written to the stream has no nodes of its own; what it was made of does."""
@@ -460,7 +460,7 @@ def _again(
             )
     except (RuntimeError, TypeError, IndexError, ValueError):
         return None
-    found = moved if index is None else steps.each_of(moved)[index]
+    found = moved if index is None else arguments.each_of(moved)[index]
     return found if isinstance(found, Tensor) and found.shape == out.shape else None
 
 

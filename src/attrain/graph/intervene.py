@@ -24,7 +24,7 @@ from attrain.attribution.lrp import frozen
 from attrain.attribution.part import sliced
 from attrain.attribution.targets import scores
 from attrain.errors import CreditWarning, InputError, unknown
-from attrain.graph import steps, stream, units
+from attrain.graph import arguments, steps, stream, units
 from attrain.graph.build import prepare
 from attrain.graph.follow import SEEN, Follower, Taking, makes, stretched, takes
 from attrain.graph.graph import AttributionGraph
@@ -155,7 +155,7 @@ def _called(
     func: Any,
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    values: Sequence[tuple[steps.Where, Tensor]],
+    values: Sequence[tuple[arguments.Where, Tensor]],
 ) -> Any:
     """Return what a function makes with other values at some places."""
     given, named = list(args), dict(kwargs)

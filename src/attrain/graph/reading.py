@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attrain import marks
 from attrain.errors import InputError
+from attrain.graph import arguments, shares, steps, units
 from attrain.graph import layer as layers
-from attrain.graph import steps, units
 from attrain.graph.plan import Plan
 from attrain.graph.units import MIXED, NOBODY, Units
 from attrain.rules import activation, linear, norm, product
@@ -70,8 +70,8 @@ class Reading:
     args: Sequence[Any]
     kwargs: dict[str, Any]
     out: Any
-    before: list[tuple[steps.Where, Units, Tensor]]
-    owed: list[tuple[steps.Where, float, Tensor]]
+    before: list[tuple[arguments.Where, Units, Tensor]]
+    owed: list[tuple[arguments.Where, float, Tensor]]
     names: list[tuple[int, int]]
     waiting: list[tuple[tuple[int, int], Tensor, Tensor, float]] = field(default_factory=list)
     scattered: bool = False
@@ -201,9 +201,9 @@ class Reading:
         name = self._name()
         if name == "masked_fill":
             self._keep(out, self.before[0][1])
-            return self._shifts(out, partial(steps.filled, self._spare))
+            return self._shifts(out, partial(shares.filled, self._spare))
         if name in ("pad", "constant_pad_nd") and self._padded(out):
-            return self._shifts(out, partial(steps.padded, self._spare, self.before[0][0]))
+            return self._shifts(out, partial(shares.padded, self._spare, self.before[0][0]))
         if self.family is linear.passed and not self._moves_values():
             self._pooled(out, index)
             return []
@@ -398,7 +398,7 @@ class Reading:
         """Whether what was written out by hand is one activation of one tensor."""
         return out.grad_fn is not None and out.grad_fn.name() == "SecantBackward"
 
-    def _curve(self, each: Units | None, where: steps.Where | None = None) -> list[steps.Step]:
+    def _curve(self, each: Units | None, where: arguments.Where | None = None) -> list[steps.Step]:
         by = None if each is None or each.mixed else units.sums(each)
         self.scattered |= by is None and each is not None and not each.mixed
         epsilon = self.context.epsilon
@@ -460,7 +460,7 @@ class Reading:
         """Return what constants and parameters add to the units of one tensor."""
         if len(self.before) != 1 or self._whole(out):
             return []
-        offset = partial(steps.added, self._spare, self._name(), self.before[0][0])
+        offset = partial(shares.added, self._spare, self._name(), self.before[0][0])
         return self._shifts(out, offset)
 
     @property
@@ -480,7 +480,7 @@ class Reading:
         return [steps.Shift(by, offset, kind, overwritten=self.in_place)]
 
     def _normalised(self, out: Tensor) -> list[steps.Step]:
-        offset = steps.OFFSETS.get(self.family)
+        offset = shares.OFFSETS.get(self.family)
         return [] if offset is None else self._shifts(out, offset, "normalisation")
 
     def _layer(self, out: Tensor) -> list[steps.Step]:
@@ -565,7 +565,7 @@ class Reading:
                 by=by,
                 pairs=pairs,
                 wheres=wheres,
-                shares=steps.shares_of(name, kind),
+                shares=shares.shares_of(name, kind),
                 product=kind == "product",
                 overwritten=self.in_place,
             )
