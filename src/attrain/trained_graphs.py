@@ -385,8 +385,8 @@ def _ablated(graphs: ClassGraphs) -> list[str]:
     return [
         f"ablating the first {low:.0%} to {high:.0%} of the units of each layer lowers the output "
         f"by {round(drop, 2) + 0.0:.0%} on average,",
-        f"as many random units by {round(random, 2) + 0.0:.0%}; more than all {seeds} random sets in {beaten} of "
-        f"{len(known)} classes",
+        f"as many random units by {round(random, 2) + 0.0:.0%}; more than all {seeds} random sets "
+        f"in {beaten} of {len(known)} classes",
     ]
 
 
