@@ -377,16 +377,18 @@ def _ablated(graphs: ClassGraphs) -> list[str]:
     if not known:
         return []
     output = sum(abs(each["output"]) for each in known) or 1.0
-    drop = sum(each["aopc"] for each in known) / output
-    random = sum(each["random_mean"] for each in known) / output
+    drop, random = (
+        round(sum(each[key] for each in known) / output, 2) + 0.0  # turns -0.0 into 0.0
+        for key in ("aopc", "random_mean")
+    )
     seeds = len(known[0]["random"])
     beaten = sum(each["aopc"] > max(_mean(curve) for curve in each["random"]) for each in known)
     low, high = known[0]["shares"][0], known[0]["shares"][-1]
     return [
         f"ablating the first {low:.0%} to {high:.0%} of the units of each layer lowers the output "
-        f"by {round(drop, 2) + 0.0:.0%} on average,",
-        f"as many random units by {round(random, 2) + 0.0:.0%}; more than all {seeds} random sets "
-        f"in {beaten} of {len(known)} classes",
+        f"by {drop:.0%} on average,",
+        f"as many random units by {random:.0%}; more than all {seeds} random sets in {beaten} of "
+        f"{len(known)} classes",
     ]
 
 
