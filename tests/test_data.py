@@ -512,6 +512,7 @@ def test_unreadable_archive_is_one_sentence(tmp_path, content):
 
 
 @pytest.mark.skipif(not (REAL / "mnist").is_dir(), reason=f"no data set in {REAL / 'mnist'}")
+@pytest.mark.slow
 def test_real_mnist(folder, monkeypatch):
     monkeypatch.setenv("ATTRAIN_DATA", str(REAL))
     found = data.load("mnist")

@@ -637,6 +637,7 @@ def accuracy_of(kind: str, method: str, lr: float, seed: int, epochs: int = 12) 
         return (model(x[test]).argmax(1) == y[test]).float().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_digits_are_learned_row_by_row(kind: str) -> None:
     assert accuracy_of(kind, "lfp", 0.6, seed=0) > 0.9

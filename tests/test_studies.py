@@ -58,7 +58,14 @@ def test_a_study_says_what_it_is_and_has_every_budget(name):
         assert 0 < len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("name", STUDIES)
+LIGHT = ("lfp-figA2", "lfp-frontier")
+"""Studies whose smoke budget takes a few seconds; the others are slow."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [each if each in LIGHT else pytest.param(each, marks=pytest.mark.slow) for each in STUDIES],
+)
 def test_a_study_runs_reports_and_goes_on_after_a_kill(name, tmp_path):
     # One test for all, so that workers that share the tests do not each run the study.
     folder = smoke(name, tmp_path / "out")

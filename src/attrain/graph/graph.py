@@ -218,7 +218,8 @@ class AttributionGraph:
 
         nodes: the share of |relevance| to be kept in each layer, in (0, 1]; of the layer of the
             explained output the units that have any.
-        edges: then the share of |message| to be kept between the layers that are left, in (0, 1].
+        edges: then the share of |message| to be kept into each layer, in (0, 1], and of each unit
+            that is left at least the largest.
 
         Units to which no edge leads, or from which none leads on, go as well. The sink "pruned"
         takes what the others handed to those that stay. Relevance stays what it was.
@@ -234,7 +235,10 @@ class AttributionGraph:
             for name in self.edges
         }
         for name, each in kept.items():
-            kept[name] = torch.where(_largest(each.abs().flatten(), edges).view_as(each), each, 0.0)
+            chosen = _largest(each.abs().flatten(), edges).view_as(each)
+            # Of each unit at least the strongest, so that no unit hangs on nothing.
+            chosen.scatter_(1, each.abs().argmax(1, keepdim=True), value=True)
+            kept[name] = torch.where(chosen, each, 0.0)
         while self._drop_dangling(keep, kept):
             pass
         return self._with(keep, kept)
