@@ -17,7 +17,7 @@ from attrain.graph.units import MIXED, NOBODY, Units
 from attrain.rules import activation, linear, norm, product
 from attrain.rules.call import Call, Settings, name_of, place
 from attrain.rules.decomposition import Decomposition, Epsilon
-from attrain.rules.layer import operands
+from attrain.rules.layer import operands, rectified
 
 _ELEMENTWISE = (
     activation.relu, activation.homogeneous, activation.nonlinear, activation.prelu,
@@ -35,6 +35,15 @@ _LARGER = frozenset("maximum minimum fmax fmin".split())
 
 class Untraceable(InputError):
     """A way through the model that has no graph."""
+
+
+def mixed(why: str) -> Untraceable:
+    """Return the error for units that a call mixes."""
+    return Untraceable(
+        f"units are mixed in a way that has no graph, by {why}. Graphs are made of linear and "
+        "convolution layers, of what normalises, pools and moves units, and of sums and products "
+        "of two."
+    )
 
 
 class Context(Protocol):
@@ -391,7 +400,11 @@ class Reading:
                 self.context.paid.add(name)
                 if where == 0 and self.in_place and tensor._base is not None:
                     self.part = True
-                found.append(steps.Epsilon(where, by, epsilon, overwritten=self.in_place))
+                found.append(
+                    steps.Epsilon(
+                        where, by, epsilon, overwritten=self.in_place, rectified=rectified(tensor)
+                    )
+                )
         return found
 
     def _whole(self, out: Tensor) -> bool:
@@ -499,7 +512,10 @@ class Reading:
         if samples is None:
             self.scattered = True
         if columns is None or samples is None or bool((columns == NOBODY).all()):
-            self._mix(out, f"{self._told()}, whose weight does not tell its units apart")
+            why = f"{self._told()}, whose weight does not tell its units apart"
+            if len(self.context.plan.nodes) == 1:
+                raise mixed(why)  # the inputs have other units
+            self._mix(out, why)
             return []
         _, made = kind.sizes(taken.w, taken.named)
         plan, context = self.context.plan, self.context

@@ -52,6 +52,7 @@ class Epsilon:
     by: Sums
     epsilon: float
     overwritten: bool = False
+    rectified: bool = False  # so that no value is negative
 
     def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Take the credit of the argument, summed over all who pay."""
@@ -62,7 +63,7 @@ class Epsilon:
         value = z.detach().clone() if self.overwritten else z.detach()
 
         def take(credit: Tensor) -> None:
-            lost = torch.where(value < 0, -credit, credit)
+            lost = credit if self.rectified else torch.where(value < 0, -credit, credit)
             total = totals.summed(self.by, lost) * self.epsilon
             totals.sink("epsilon", self.by.unit, total)
 

@@ -19,7 +19,7 @@ from attrain.credit import LFP
 from attrain.errors import InputError
 from attrain.graph import arguments, steps, units
 from attrain.graph.plan import Plan
-from attrain.graph.reading import Reading, Untraceable
+from attrain.graph.reading import Reading, Untraceable, mixed
 from attrain.graph.units import NOBODY, Units
 from attrain.rules import linear, product
 from attrain.rules.call import Call
@@ -102,11 +102,7 @@ class Tracer(TorchFunctionMode):
                 "the model's output does not depend on its inputs, so it has no graph."
             )
         if found.mixed:
-            raise Untraceable(
-                f"units are mixed in a way that has no graph, by {found.why}. Graphs are made of "
-                "linear and convolution layers, of what normalises, pools and moves units, and of "
-                "sums and products of two."
-            )
+            raise mixed(found.why)
         if out.ndim > 2 or bool((found.unit == NOBODY).any()):
             raise Untraceable(
                 f"the model returns the shape [N, {', '.join(map(str, out.shape[1:]))}], and a "

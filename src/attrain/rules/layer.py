@@ -201,8 +201,11 @@ def _entered(call: Call, a: Tensor) -> Tensor:
 
 def nonnegative(a: Tensor) -> bool:
     """Whether no value is negative, as far as that can be told without waiting for a device."""
-    if a.is_cpu:
-        return bool((a.detach() >= 0).all())
+    return bool((a.detach() >= 0).all()) if a.is_cpu else rectified(a)
+
+
+def rectified(a: Tensor) -> bool:
+    """Whether a ReLU made a tensor, or pools and views made it of what a ReLU did."""
     node = a.grad_fn
     while node is not None and node.name() in _KEEPS:
         node = node.next_functions[0][0]
