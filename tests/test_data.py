@@ -260,9 +260,9 @@ def test_jpeg_is_told(tmp_path, folder):
             "cannot be loaded: .* corresponds to no data",
         ),
         (
-            lambda: {"train": {"text": ["a", "b"], "label": [0, 1]}},
-            lambda library: {"text": library.Value("string"), "label": library.Value("int64")},
-            r"has no column of pictures \(its columns: text, label\)",
+            lambda: {"train": {"number": ["a", "b"], "label": [0, 1]}},
+            lambda library: {"number": library.Value("string"), "label": library.Value("int64")},
+            r"has no column of pictures \(its columns: number, label\)",
         ),
         (
             lambda: {"train": {"image": pictures(2), "kind": [0, 1]}},
