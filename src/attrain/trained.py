@@ -60,7 +60,13 @@ def open_model(source: Source) -> tuple[nn.Module, Data]:
         )
     activation = source.activation or job.get("model", {}).get("activation", "relu")
     data = load(data_name)
-    model = build(model_name, data.input_shape, data.num_classes, activation=activation)
+    model = build(
+        model_name,
+        data.input_shape,
+        data.num_classes,
+        activation=activation,
+        vectors=data.vectors,
+    )
     if file.suffix == ".safetensors":
         state = load_sparse(file)
     else:
@@ -79,7 +85,8 @@ def open_path(
     if data is None:
         raise InputError(f"{path} does not say what it was trained on: give --data.")
     loaded = load(data)
-    return build(path, loaded.input_shape, loaded.num_classes), loaded
+    model_of = build(path, loaded.input_shape, loaded.num_classes, vectors=loaded.vectors)
+    return model_of, loaded
 
 
 def class_number(name: str, data: Data, what: str, *others: str) -> int:
