@@ -15,6 +15,8 @@ SIZE = 100
 """Values of a vector that is made here."""
 WINDOW = 5
 """Words on each side that count as the context of a word."""
+DENSE = 1000
+"""Words up to which all singular values are computed, beyond it only those that are wanted."""
 SMOOTHING = 0.75
 """Power of the counts of contexts, which keeps rare ones from weighing most."""
 
@@ -78,13 +80,22 @@ def made_vectors(texts: Sequence[Sequence[int]], words: int, size: int = SIZE) -
     root mean square of 1, and a word without company has 0. Of fewer words than `size` there are
     fewer values. The same texts give the same vectors.
     """
-    from sklearn.utils.extmath import randomized_svd
+    from scipy.sparse.linalg import svds
 
     size = min(size, words)
-    left, values, _ = randomized_svd(information(texts, words), size, random_state=0)
-    vectors = left * np.sqrt(values)
-    scale = np.sqrt(np.square(vectors).mean())
-    return np.asarray(vectors / (scale if scale > 0 else 1.0), dtype=np.float32)
+    shared = information(texts, words)
+    if shared.nnz == 0:
+        return np.zeros((words, size), dtype=np.float32)
+    if words <= DENSE:
+        left, values, _ = np.linalg.svd(shared.toarray())
+    else:
+        # The start is given, so that the same texts give the same vectors.
+        start = np.random.default_rng(0).standard_normal(words)
+        left, values, _ = svds(shared, size, v0=start)
+        order = np.argsort(-values)
+        left, values = left[:, order], values[order]
+    vectors = left[:, :size] * np.sqrt(values[:size])
+    return np.asarray(vectors / np.sqrt(np.square(vectors).mean()), dtype=np.float32)
 
 
 def information(texts: Sequence[Sequence[int]], words: int) -> Any:
