@@ -8,6 +8,7 @@ import torch
 from sklearn.gaussian_process.kernels import Matern
 
 from attrain import data
+from attrain.cli import run
 from attrain.data import series
 from attrain.errors import InputError
 
@@ -260,3 +261,16 @@ def test_unknown_series(name, message):
 def test_seed_is_checked():
     with pytest.raises(InputError, match="the seed of time series must be 0 or more: got -1"):
         data.load("series:middle-gaussian", seed=-1)
+
+
+def test_series_are_trained_on_measured_and_explained(tmp_path):
+    out = tmp_path / "out"
+    flags = ["--method", "sgd", "--optimizer", "adam", "--epochs", "1", "--device", "cpu"]
+    where = ["--data", "series:small-middle-gaussian", "--model", "lstm-input-cell"]
+    assert run(["train", *where, *flags, "--out", str(out)]) == 0
+    assert (out / "report.html").exists() and not (out / "samples.json").exists()
+    trained = str(out / "sgd" / "seed-0")
+    assert run(["evaluate", trained]) == 0
+    there = tmp_path / "why"
+    assert run(["attribute", trained, "--samples", "2", "--out", str(there)]) == 0
+    assert "data:image/png" in (there / "attributions.html").read_text()
