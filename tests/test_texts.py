@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from attrain import data
+from attrain import data, trained
 from attrain.cli import run
 from attrain.data import texts, word_vectors
 from attrain.errors import InputError
@@ -359,8 +359,8 @@ def test_texts_are_trained_on_measured_and_explained(folder, tmp_path, capsys):
     assert "word vectors made of the training texts" in notes
     for method in ("lrp", "saliency", "lime"):
         there = tmp_path / method
-        trained = str(out / "lfp" / "seed-0")
-        assert run(["attribute", trained, "--method", method, "--out", str(there)]) == 0
+        place = str(out / "lfp" / "seed-0")
+        assert run(["attribute", place, "--method", method, "--out", str(there)]) == 0
         page = (there / "attributions.html").read_text()
         assert "dull #1" in page or "bad #3" in page
     assert run(["evaluate", str(out / "sgd" / "seed-0")]) == 0
@@ -371,6 +371,11 @@ def test_texts_are_trained_on_measured_and_explained(folder, tmp_path, capsys):
     ):
         assert run(["train", "--data", str(path), "--model", model, "--out", str(out / "x")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_model_that_looks_up_no_vectors_is_told_what_else_there_is():
+    with pytest.raises(InputError, match="has no nn.Embedding, .*: give --layer, or lime, kernel"):
+        trained._embedding(torch.nn.Linear(2, 2))
 
 
 def test_a_model_of_ones_own_may_take_the_vectors(tmp_path, monkeypatch):
