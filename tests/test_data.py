@@ -197,6 +197,42 @@ def test_labels_without_names_are_numbered(folder):
     assert found.test.tensors[1].tolist() == [1, 0]
 
 
+def test_pictures_of_several_sizes_are_scaled_to_one(folder, tmp_path, monkeypatch):
+    several = pictures(4) + pictures(4, size=(9, 7)) + pictures(2, size=(6, 6))
+    path = folder({"train": {"image": several, "label": [0, 1] * 5}}, labelled, name="bird")
+    found = data.load(f"{path}@6")
+    assert found.name == f"{path}@6" and found.input_shape == (1, 6, 6)
+    assert found.notes.endswith("label 'label', scaled to 6x6")
+    every = found.restore(torch.cat([found.train.tensors[0], found.test.tensors[0]]))
+    kept = [torch.tensor(np.array(each)).float() / 255 for each in several[8:]]
+    for wanted in kept:  # already of that size
+        assert any(torch.allclose(x[0], wanted, atol=1e-5) for x in every)
+    monkeypatch.setenv("ATTRAIN_DATA", str(tmp_path))
+    assert data.load("bird@5").input_shape == (1, 5, 5)
+    with pytest.raises(InputError, match=r"differ in size .*: scale them to one size, such as b"):
+        data.load("bird")
+
+
+@pytest.mark.parametrize("name", ["digits@8", "table.csv@8", "nowhere@8"])
+def test_only_pictures_are_scaled(name):
+    with pytest.raises(InputError, match=f"data .{name}.: only pictures of a folder or of the hub"):
+        data.load(name)
+
+
+def test_rows_of_mnist_are_steps_of_time(folder, tmp_path, monkeypatch):
+    split = {"image": pictures(12), "label": [0, 1] * 6}
+    folder({"train": split, "test": split}, labelled, name="mnist")
+    monkeypatch.setenv("ATTRAIN_DATA", str(tmp_path))
+    pixels, found = (data.load(name, validation=0.5) for name in ("mnist", "mnist-series"))
+    assert found.input_shape == (4, 5) and found.name == "mnist-series"
+    for part in ("train", "test", "validation"):
+        (x, y), (series, labels) = (getattr(each, part).tensors for each in (pixels, found))
+        assert torch.equal(x[:, 0], series) and torch.equal(y, labels)
+    x = found.test.tensors[0]
+    assert torch.equal(found.restore(x), pixels.restore(pixels.test.tensors[0])[:, 0])
+    assert found.notes.endswith("each row of pixels a step of time")
+
+
 def test_jpeg_is_told(tmp_path, folder):
     for split, count in (("train", 4), ("test", 2)):
         for number, picture in enumerate(pictures(count, channels=3, size=(8, 8))):
@@ -260,9 +296,9 @@ def test_jpeg_is_told(tmp_path, folder):
             "cannot be loaded: .* corresponds to no data",
         ),
         (
-            lambda: {"train": {"text": ["a", "b"], "label": [0, 1]}},
-            lambda library: {"text": library.Value("string"), "label": library.Value("int64")},
-            r"has no column of pictures \(its columns: text, label\)",
+            lambda: {"train": {"number": ["a", "b"], "label": [0, 1]}},
+            lambda library: {"number": library.Value("string"), "label": library.Value("int64")},
+            r"has no column of pictures \(its columns: number, label\)",
         ),
         (
             lambda: {"train": {"image": pictures(2), "kind": [0, 1]}},

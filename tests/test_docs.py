@@ -31,10 +31,10 @@ from attrain.config import (
     TrainingConfig,
     default_from,
 )
-from attrain.data import NAMES
+from attrain.data import NAMES, series
 from attrain.errors import CreditWarning
 from attrain.methods import METHODS
-from attrain.models import ACTIVATIONS, ARCHITECTURES
+from attrain.models import ACTIVATIONS, ARCHITECTURES, TEXT_ARCHITECTURES, build
 from attrain.rules import REGISTRY, registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,8 +206,17 @@ def test_the_command_line_page_has_every_flag_and_no_other() -> None:
 
 def test_the_command_line_page_has_every_name() -> None:
     told = words("reference/command-line.md")
-    for names in (NAMES, ARCHITECTURES, ACTIVATIONS, METHODS):
+    for names in (NAMES, ARCHITECTURES, TEXT_ARCHITECTURES, ACTIVATIONS, METHODS):
         assert set(names) <= told, set(names) - told
+
+
+def test_the_page_of_time_series_has_every_set_and_the_sizes_of_the_networks() -> None:
+    page = "how-to/time-series-and-text.md"
+    boxes = {f"vanishing:{box}" for box in series.VANISHING} | series.BOXES.keys()
+    assert boxes | series.PROCESSES.keys() <= words(page)
+    for name in ("lstm", "lstm-input-cell", "tcn", "transformer"):
+        count = sum(each.numel() for each in build(name, (50, 50), 2).parameters())
+        assert f"\n| `{name}` | {count:,} |" in (DOCS / page).read_text()
 
 
 def test_the_page_of_attribution_has_every_method_option_and_argument() -> None:

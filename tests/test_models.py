@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from attrain import models
 from attrain.errors import InputError
@@ -16,6 +17,12 @@ SHAPES = {
     "vgg-like": (3, 32, 32),
     "mlp-snn": (1, 8, 8),
     "lenet-snn": (1, 28, 28),
+    "mnist-cnn": (1, 28, 28),
+    "resnet18-small": (3, 32, 32),
+    "lstm": (50, 50),
+    "lstm-input-cell": (50, 50),
+    "tcn": (50, 50),
+    "transformer": (50, 50),
 }
 
 
@@ -41,6 +48,8 @@ def module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_architecture_is_built_and_learns(name):
+    if name == "resnet18-small":
+        pytest.importorskip("torchvision")
     model = models.build(name, SHAPES[name], 3, seed=0)
     x = torch.randn(4, *SHAPES[name])
     out = model(x)
@@ -79,6 +88,72 @@ def test_layers_are_those_of_the_papers():
     ]
     kinds = Counter(type(layer).__name__ for layer in models.VGGLike((3, 32, 32), 10))
     assert (kinds["MaxPool2d"], kinds["Dropout"], kinds["ReLU"]) == (3, 2, 8)
+
+
+def test_the_cnn_of_paper_003():
+    model = models.build("mnist-cnn", (1, 28, 28), 10)
+    assert [type(layer).__name__ for layer in model] == [
+        *("Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "Dropout", "Flatten", "Linear"),
+        *("ReLU", "Dropout", "Linear"),
+    ]
+    assert (model.dropout1.p, model.dropout2.p) == (0.25, 0.5)
+    assert shapes(model) == {
+        "conv1.weight": [32, 1, 3, 3],
+        "conv2.weight": [64, 32, 3, 3],
+        "fc1.weight": [128, 64 * 12 * 12],
+        "fc2.weight": [10, 128],
+    }
+    assert models.build("mnist-cnn", (1, 6, 9), 3).fc1.in_features == 64 * 1 * 2
+    with pytest.raises(InputError, match="'mnist-cnn' needs pictures .* at least 6x6"):
+        models.build("mnist-cnn", (1, 5, 8), 10)
+
+
+def test_the_small_resnet_is_torchvisions_but_for_its_first_layers():
+    torchvision = pytest.importorskip("torchvision")
+    model = models.build("resnet18-small", (1, 32, 32), 10, seed=0)
+    whole = torchvision.models.resnet18(num_classes=10)
+    differing = {
+        name
+        for name, value in model.state_dict().items()
+        if value.shape != whole.state_dict()[name].shape
+    }
+    assert model.state_dict().keys() == whole.state_dict().keys()
+    assert differing == {"conv1.weight"}
+    assert sum(p.numel() for p in models.build("resnet18-small", (3, 32, 32), 10).parameters()) == (
+        sum(p.numel() for p in whole.parameters()) - 3 * 64 * (49 - 9)
+    )
+    seen = []
+    model.layer1.register_forward_hook(lambda _, given, out: seen.append(given[0].shape))
+    model.layer4.register_forward_hook(lambda _, given, out: seen.append(out.shape))
+    model(torch.randn(2, 1, 32, 32))
+    assert seen == [(2, 64, 32, 32), (2, 512, 4, 4)]
+
+
+def test_vgg16_is_torchvisions():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        wanted = torchvision.models.vgg16(num_classes=5)
+    model = models.build("vgg16", (3, 32, 32), 5)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in wanted.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "vectors", "message"),
+    [
+        ("lstm", (3, 8, 8), False, r"'lstm' needs time series of shape \[steps, features\]"),
+        ("tcn", (9,), False, r"input shape \[9\]. Time series: series:middle-gaussian"),
+        ("bilstm", (5,), False, r"'bilstm' reads texts: the data has numbers of shape \[5\]"),
+        ("mlp", (5,), True, "the data are texts, which model 'mlp' cannot read"),
+        ("bilstmm", (5,), True, "which model 'bilstmm' cannot read. Models for texts: bilstm"),
+        ("lsmt", (5, 5), False, "unknown model 'lsmt'. Did you mean 'lstm'"),
+    ],
+)
+def test_models_refuse_data_of_another_kind(name, shape, vectors, message):
+    given = {"vectors": torch.randn(9, 4)} if vectors else {}
+    with pytest.raises(InputError, match=message):
+        models.build(name, shape, 2, **given)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +225,7 @@ def test_googlenet_returns_one_output_in_training():
         ("resnet18", (1, 28, 28), r"resnet18 needs colour pictures, .* input shape \[1, 28, 28\]"),
         ("vgg11", (3, 8, 8), r"model 'vgg11' cannot take input of shape \[1, 3, 8, 8\]: Runtime"),
         ("vit_b_32", (3, 64, 64), r"cannot take input of shape .* Wrong image height"),
-        ("resnet19", (3, 64, 64), r"unknown model 'resnet19'. Did you mean 'resnet18'\? Known: l"),
+        ("resnet19", (3, 64, 64), r"unknown model 'resnet19'. Did you mean 'resnet18'\? Known: b"),
     ],
 )
 def test_torchvision_model_that_does_not_fit(name, shape, message):
@@ -185,8 +260,10 @@ def test_picture_models_refuse_other_data(name, shape, message):
 def test_activation_is_checked():
     with pytest.raises(InputError, match="unknown activation 'rellu'. Did you mean 'relu'"):
         models.build("mlp", (2,), 2, activation="rellu")
-    with pytest.raises(InputError, match="activation 'tanh' cannot be set for model 'resnet18'"):
-        models.build("resnet18", (3, 32, 32), 2, activation="tanh")
+    for name in ("resnet18", "tcn", "bilstm"):
+        with pytest.raises(InputError, match=f"activation 'tanh' cannot be set for model '{name}'"):
+            models.build(name, (3, 32, 32), 2, activation="tanh")
+    assert isinstance(models.build("mnist-cnn", (1, 8, 8), 2, activation="elu").act2, nn.ELU)
 
 
 def test_function_gets_what_it_accepts(module):

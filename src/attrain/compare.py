@@ -95,6 +95,7 @@ class _Job:
             data.num_classes,
             activation=config.activation,
             seed=seed,
+            vectors=data.vectors,
         )
 
     def trained(self, place: SeedFolder) -> nn.Module:
@@ -114,7 +115,11 @@ def _run_job(
     with _claimed(RunFolder(path), config.resume):
         data = load(config.data)
         model = build(
-            config.model, data.input_shape, data.num_classes, activation=config.activation
+            config.model,
+            data.input_shape,
+            data.num_classes,
+            activation=config.activation,
+            vectors=data.vectors,
         )
         if is_spiking(model) and rival:
             # It is a rival in sparsity, and no gradient gets through spikes.
@@ -287,6 +292,8 @@ def _run(
     job: _Job, method: Method, seed: int, data: Data, place: SeedFolder, label: str | None = None
 ) -> dict[str, Any]:
     """Train and analyse one method with one seed, or what is left of it; return the analysis."""
+    # Of texts, a part of the training set has a vocabulary and word vectors of its own.
+    job = dataclasses.replace(job, data=data)
     label = label or f"seed {seed}"
     run = (method.name, label)
     done = job.leads and place.analysis.exists() and place.weights.exists()
@@ -423,7 +430,7 @@ def _tuned_rival(job: _Job, rival: Method, record: dict[str, Any]) -> Method:
 
 def _explain(job: _Job, methods: Sequence[Method]) -> None:
     """Write samples.json, boundary.json and spikes.json from the models of the first seed."""
-    shape = job.data.input_shape
+    shape = () if job.data.words else job.data.input_shape
     models = {
         method.name: job.trained(job.folder.seed(method.name, 0))
         for method in methods

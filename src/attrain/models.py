@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from attrain.errors import AttrainError, InputError, unknown
+from attrain.recurrent_models import InputCellLSTM, LastStepLSTM, WordBiLSTM
+from attrain.sequence_models import TCN, SeriesTransformer
 from attrain.spiking import secant_spike
 
 _PADDED_BELOW = 16  # two 5x5 convolutions, each pooled by two, need a side of 16
@@ -134,6 +136,53 @@ class VGGLike(nn.Sequential):
             features = neurons
         layers["fc3"] = nn.Linear(features, classes)
         super().__init__(layers)
+
+
+class MnistCNN(nn.Sequential):
+    """The network of paper 003 for MNIST; [N, C, H, W] -> [N, classes].
+
+    Convolutions of 3x3 with 32 and 64 channels, 2x2 max-pooling, a quarter dropped out, 128
+    neurons, half of them dropped out. Raises InputError below 6x6, and for an unknown activation.
+    """
+
+    def __init__(self, input_shape: Sequence[int], classes: int, activation: str = "relu") -> None:
+        channels, height, width = _picture(input_shape, "mnist-cnn", smallest=6)
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(channels, 32, 3),
+                act1=_activation(activation),
+                conv2=nn.Conv2d(32, 64, 3),
+                act2=_activation(activation),
+                pool=nn.MaxPool2d(2),
+                dropout1=nn.Dropout(0.25),
+                flatten=nn.Flatten(),
+                fc1=nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128),
+                act3=_activation(activation),
+                dropout2=nn.Dropout(0.5),
+                fc2=nn.Linear(128, classes),
+            )
+        )
+
+
+def small_resnet18(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Return torchvision's ResNet-18 for small pictures, such as CIFAR-10's.
+
+    Its first layers, which shrink a picture to a quarter, are one 3x3 convolution that does not.
+    Raises InputError for what is no picture, and without the extra `vision`.
+    """
+    channels, _, _ = _picture(input_shape, "resnet18-small", smallest=8)
+    try:
+        from torchvision.models import resnet18
+    except (ImportError, RuntimeError, OSError) as error:
+        raise InputError(
+            "model 'resnet18-small' needs torchvision, which is missing or does not fit this torch "
+            f"({type(error).__name__}): pip install attrain[vision]."
+        ) from error
+    model: Any = resnet18(weights=None, num_classes=classes)
+    model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return cast(nn.Module, model)
 
 
 class SpikingNet(nn.Module):
@@ -288,19 +337,49 @@ def _picture(input_shape: Sequence[int], name: str, smallest: int) -> tuple[int,
     return channels, height, width
 
 
+def _series(input_shape: Sequence[int], name: str) -> tuple[int, int]:
+    """Return the steps and the features of time series."""
+    if len(input_shape) != 2:
+        raise InputError(
+            f"model {name!r} needs time series of shape [steps, features]: the data has input "
+            f"shape {list(input_shape)}. Time series: series:middle-gaussian, mnist-series."
+        )
+    steps, features = input_shape
+    return steps, features
+
+
+def _recurrent(kind: Callable[[int, int], nn.Module], name: str) -> Callable[..., nn.Module]:
+    return lambda shape, classes, activation: kind(_series(shape, name)[1], classes)
+
+
+def _over_time(kind: Callable[[int, int, int], nn.Module], name: str) -> Callable[..., nn.Module]:
+    return lambda shape, classes, activation: kind(*_series(shape, name)[::-1], classes)
+
+
 def _dense(hidden: Sequence[int]) -> Callable[[Sequence[int], int, str], nn.Module]:
     return lambda shape, classes, activation: MLP(math.prod(shape), hidden, classes, activation)
 
 
 ARCHITECTURES: dict[str, Callable[[Sequence[int], int, str], nn.Module]] = {
     "lenet": LeNet,
+    "lstm": _recurrent(LastStepLSTM, "lstm"),
+    "lstm-input-cell": _recurrent(InputCellLSTM, "lstm-input-cell"),
     "lenet-snn": lambda shape, classes, activation: SpikingLeNet(shape, classes),
     "mlp": _dense((64, 64)),
     "mlp-1000": _dense((1000, 1000)),
     "mlp-snn": lambda shape, classes, activation: SpikingMLP(math.prod(shape), classes=classes),
+    "mnist-cnn": MnistCNN,
+    "resnet18-small": lambda shape, classes, activation: small_resnet18(shape, classes),
+    "tcn": _over_time(TCN, "tcn"),
     "toy-mlp": _dense((32, 16)),  # paper 001, A.6.1
+    "transformer": _over_time(SeriesTransformer, "transformer"),
     "vgg-like": VGGLike,
 }
+TEXT_ARCHITECTURES: dict[str, Callable[[Tensor, int], nn.Module]] = {"bilstm": WordBiLSTM}
+"""Models over numbers of words; each is made of word vectors [words, D] and the classes."""
+
+# The activations of these are part of what they are.
+_FIXED = ("lstm", "lstm-input-cell", "resnet18-small", "tcn", "transformer")
 
 # Without these, the training forward of the two returns a tuple of three outputs.
 _TORCHVISION_SETTINGS: dict[str, dict[str, Any]] = {
@@ -316,23 +395,26 @@ def build(
     *,
     activation: str = "relu",
     seed: int | None = None,
+    vectors: Tensor | None = None,
 ) -> nn.Module:
     """Build a model by its name and check that it maps one sample to `num_classes` outputs.
 
     Args:
-        name: one of `ARCHITECTURES`, a torchvision classification model (unmodified, random
-            weights), or `module:function`, imported from the current folder too and called with
-            those of `input_shape`, `num_classes` and `seed` that it accepts.
+        name: one of `ARCHITECTURES`, of `TEXT_ARCHITECTURES` for texts, a torchvision
+            classification model (unmodified, random weights), or `module:function`, imported from
+            the current folder too and called with those of `input_shape`, `num_classes`, `seed`
+            and, for texts, `vectors` that it accepts.
         input_shape: shape of one sample, without the batch.
         num_classes: number of outputs.
         activation: of the hidden layers, one of `ACTIVATIONS`; for `ARCHITECTURES` only.
         seed: of the initial weights; the random state outside is untouched. None draws from it.
+        vectors: of the words, [words, D], where samples are texts as numbers of words.
 
     Raises InputError for an unknown name, a missing extra, and a model that does not fit the data.
     """
     with seeded(seed):
-        model = _make(name, tuple(input_shape), num_classes, activation, seed)
-    _check_output(name, model, tuple(input_shape), num_classes)
+        model = _make(name, tuple(input_shape), num_classes, activation, seed, vectors)
+    _check_output(name, model, tuple(input_shape), num_classes, texts=vectors is not None)
     return model
 
 
@@ -358,18 +440,36 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def _make(
-    name: str, input_shape: tuple[int, ...], num_classes: int, activation: str, seed: int | None
+    name: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    activation: str,
+    seed: int | None,
+    vectors: Tensor | None,
 ) -> nn.Module:
-    if name in ARCHITECTURES:
-        return ARCHITECTURES[name](input_shape, num_classes, activation)
-    if activation != "relu":
+    adjustable = sorted(ARCHITECTURES.keys() - set(_FIXED))
+    if activation != "relu" and name not in adjustable:
         raise InputError(
             f"activation {activation!r} cannot be set for model {name!r}: it applies to "
-            f"{', '.join(sorted(ARCHITECTURES))}."
+            f"{', '.join(adjustable)}."
         )
     if ":" in name:
         offered = {"input_shape": input_shape, "num_classes": num_classes, "seed": seed}
-        return _call(name, offered)
+        return _call(name, offered | ({} if vectors is None else {"vectors": vectors}))
+    if vectors is not None:
+        if name not in TEXT_ARCHITECTURES:
+            raise InputError(
+                f"the data are texts, which model {name!r} cannot read. Models for texts: "
+                f"{', '.join(TEXT_ARCHITECTURES)}; module:function, which may take vectors."
+            )
+        return TEXT_ARCHITECTURES[name](vectors, num_classes)
+    if name in TEXT_ARCHITECTURES:
+        raise InputError(
+            f"model {name!r} reads texts: the data has numbers of shape {list(input_shape)}. "
+            "Texts: movies, esnli, fever."
+        )
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name](input_shape, num_classes, activation)
     return _torchvision_model(name, input_shape, num_classes)
 
 
@@ -387,7 +487,7 @@ def _torchvision_model(name: str, input_shape: tuple[int, ...], num_classes: int
     if name not in names:
         near = get_close_matches(name, names, n=1)
         others = ["module:function", "torchvision's classification models"]
-        raise unknown("model", name, [*ARCHITECTURES, *near, *others])
+        raise unknown("model", name, [*ARCHITECTURES, *TEXT_ARCHITECTURES, *near, *others])
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise InputError(
             f"torchvision's {name} needs colour pictures, [3, height, width]: the data has input "
@@ -464,11 +564,16 @@ def _current_folder_importable() -> Iterator[None]:
 
 
 def _check_output(
-    name: str, model: nn.Module, input_shape: tuple[int, ...], num_classes: int
+    name: str, model: nn.Module, input_shape: tuple[int, ...], num_classes: int, texts: bool
 ) -> None:
     """Run one sample through `model`, which stays as it is, and raise if the output is not its."""
     first = next(model.parameters(), None)
-    sample = torch.zeros(1, *input_shape, device=None if first is None else first.device)
+    sample = torch.zeros(
+        1,
+        *input_shape,
+        dtype=torch.int64 if texts else None,
+        device=None if first is None else first.device,
+    )
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, key, buffer, buffer.clone())

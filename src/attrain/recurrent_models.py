@@ -1,9 +1,29 @@
-"""Recurrent networks of the papers that no library ships: input-cell attention."""
+"""Recurrent networks of paper 003: LSTMs, with input-cell attention, and of words both ways."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attrain.errors import InputError
+
+
+class LastStepLSTM(nn.Module):
+    """An LSTM that classifies by its last step; [N, T, F] -> [N, classes].
+
+    The sizes default to those of the benchmark of time series that paper 003 uses.
+    """
+
+    def __init__(self, inputs: int, classes: int, hidden: int = 5, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(inputs, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs before any softmax."""
+        states, _ = self.lstm(x)
+        out: Tensor = self.classifier(self.dropout(states[:, -1]))
+        return out
 
 
 class InputCellAttention(nn.Module):
@@ -81,4 +101,52 @@ class InputCellLSTM(nn.Module):
         """Return the outputs before any softmax."""
         states, _ = self.lstm(self.attention(x))
         out: Tensor = self.classifier(self.dropout(states[:, -1]))
+        return out
+
+
+class WordBiLSTM(nn.Module):
+    """A bidirectional LSTM over word vectors; numbers of words, int64 [N, L] -> [N, classes].
+
+    `vectors` [words, D] are looked up in `embedding` and stay as they are, unless `tuned`. Word 0
+    is padding at the end of a text: neither direction reads it, whatever its vector. The output is
+    linear in the mean of the states over the words that are read, of which a text without any
+    counts its first. Paper 003 (section 5.2) leaves open how the states are read out.
+    """
+
+    def __init__(
+        self,
+        vectors: Tensor,
+        classes: int,
+        hidden: int = 128,
+        dropout: float = 0.5,
+        tuned: bool = False,
+    ) -> None:
+        super().__init__()
+        if vectors.ndim != 2 or len(vectors) < 2:
+            raise InputError(
+                f"vectors must be [words, values], of 2 words or more: got {list(vectors.shape)}."
+            )
+        self.embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+            vectors.clone(), freeze=not tuned, padding_idx=0
+        )
+        self.lstm = nn.LSTM(vectors.shape[1], hidden, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(2 * hidden, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the outputs before any softmax."""
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise InputError(
+                f"numbers of words are wanted, int64 [texts, words]: got {tokens.dtype} "
+                f"{list(tokens.shape)}."
+            )
+        # Padding within a text, where a word was taken out, is read: only the end is left out.
+        place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        lengths = (place * (tokens != 0)).amax(1).clamp_min(1)
+        packed = pack_padded_sequence(
+            self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        mean = states.sum(1) / lengths.unsqueeze(1)
+        out: Tensor = self.classifier(self.dropout(mean))
         return out

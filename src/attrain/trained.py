@@ -60,7 +60,13 @@ def open_model(source: Source) -> tuple[nn.Module, Data]:
         )
     activation = source.activation or job.get("model", {}).get("activation", "relu")
     data = load(data_name)
-    model = build(model_name, data.input_shape, data.num_classes, activation=activation)
+    model = build(
+        model_name,
+        data.input_shape,
+        data.num_classes,
+        activation=activation,
+        vectors=data.vectors,
+    )
     if file.suffix == ".safetensors":
         state = load_sparse(file)
     else:
@@ -79,7 +85,8 @@ def open_path(
     if data is None:
         raise InputError(f"{path} does not say what it was trained on: give --data.")
     loaded = load(data)
-    return build(path, loaded.input_shape, loaded.num_classes), loaded
+    model_of = build(path, loaded.input_shape, loaded.num_classes, vectors=loaded.vectors)
+    return model_of, loaded
 
 
 def class_number(name: str, data: Data, what: str, *others: str) -> int:
@@ -196,19 +203,25 @@ def explain(config: AttributeConfig) -> dict[str, Any]:
         options["rule"] = config.rule
     if method.baselines == "many":
         options["baselines"] = data.train.tensors[0][:BASELINES]
+    layer, by_word = config.layer, False
+    if data.words and layer is None and method.differentiates:
+        # A number of a word has no gradient: what is explained is its vector, summed over.
+        layer, by_word = _embedding(model), True
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always")
         values, error = attribute(
-            model, x, target, method=config.method, layer=config.layer, return_error=True,
+            model, x, target, method=config.method, layer=layer, return_error=True,
             batch_size=config.batch_size, seed=config.seed if method.drawn else None, progress=True,
             **options,
         )  # fmt: skip
+    values = values.sum(2) if by_word else values
     warned = list(dict.fromkeys(str(each.message) for each in doubts))
     out = config.out or free_folder("attribute", data.name, False)
     file, page = out / "attributions.safetensors", out / "attributions.html"
     title = METHODS[config.method].title
     title += f" ({config.rule})" if config.method == "lrp" else ""
     title += f" at layer {config.layer}" if config.layer else ""
+    title += " of words" if by_word else ""
     goal = "f(x)" if config.method == "lrp" else "f(x) - f(baseline)"
     missed = f"they add up to {goal} but for {float(error.abs().max()):.3g}"
     told = {
@@ -219,7 +232,7 @@ def explain(config: AttributeConfig) -> dict[str, Any]:
         "source": method.source,
         "options": {key: each for key, each in options.items() if key != "baselines"},
         "baselines": f"the first {BASELINES} training samples" if "baselines" in options else None,
-        "layer": config.layer,
+        "layer": layer,
         "target": config.target,
         "samples": len(x),
         "shape": list(values.shape),
@@ -256,10 +269,29 @@ def explain(config: AttributeConfig) -> dict[str, Any]:
             errors=error.tolist(),
             goal=goal if method.sums else "",
             warnings=warned,
+            words=_words(x, values, data),
         ),
     )
     write_json(out / "attributions.json", told)
     return told
+
+
+def _embedding(model: nn.Module) -> str:
+    """Return the name of the layer that looks up word vectors."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            return str(name)
+    raise InputError(
+        "the model has no nn.Embedding, whose output would be explained: give --layer, or lime, "
+        "kernel_shap or occlusion."
+    )
+
+
+def _words(x: Tensor, values: Tensor, data: Data) -> list[list[str]]:
+    """Return the words of each text, where there is an attribution for each of them."""
+    if not data.words or values.shape != x.shape:
+        return []
+    return [[data.words[number] for number in row] for row in x.tolist()]
 
 
 def _target(given: str, predicted: Tensor, labels: Tensor, data: Data) -> Tensor:

@@ -1,7 +1,8 @@
 """A data set as every job wants it: split, normalised, checked."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class Data:
 
     Attributes:
         name: what was asked for.
-        train: x float32 [N, *input_shape], normalised, and y int64 [N].
+        train: x float32 [N, *input_shape], normalised, and y int64 [N]; of texts, x int64 [N, L].
         test: likewise.
         validation: likewise, taken from train; None unless asked for.
         classes: name of each class, by its number.
@@ -33,6 +34,10 @@ class Data:
         mean: what was subtracted from x, broadcastable to a sample.
         std: what x was then divided by, broadcastable to a sample.
         notes: where it comes from and what a reader of the figures should know.
+        evidence: masks [N, ...] of "train", "test" and "validation", where they are known: what of
+            each sample its label rests on, the box of a series or the rationale of a text.
+        words: of texts, the word that each number in x stands for; number 0 is padding.
+        vectors: of texts, float32 [words, D], one vector per word; that of padding is 0.
     """
 
     name: str
@@ -44,6 +49,9 @@ class Data:
     mean: Tensor
     std: Tensor
     notes: str
+    evidence: Mapping[str, Tensor] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    vectors: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -62,15 +70,20 @@ def assemble(
     classes: Sequence[str],
     *,
     axes: tuple[int, ...] | None,
+    to: Literal["standard", "range", "tokens"] = "standard",
     scale: float = 1.0,
     validation: float = 0.0,
     notes: str = "",
+    evidence: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> Data:
     """Make a data set of arrays x [N, *input_shape] and y [N], the numbers of the classes.
 
     Without a test set, a stratified fifth of train becomes one. `axes` are those over which x
-    (times `scale`) is normalised by the mean and the standard deviation of train; None leaves it as
-    it is. Raises InputError for data that no classifier can be trained or tested on.
+    (times `scale`) is normalised: `to` mean 0 and standard deviation 1 of train, or the range of
+    train to 0..1; None leaves it as it is. Tokens stay whole numbers. `evidence` are masks [N, ...]
+    of "train" and "test".
+
+    Raises InputError for data that no classifier can be trained or tested on.
     """
     if not 0 <= validation < 1:
         raise InputError(f"validation is a share of the train set, in 0..1: got {validation}.")
@@ -79,31 +92,48 @@ def assemble(
     if test is None:
         train, test = hold_out(name, train, TEST_FRACTION, TEST_SPLIT_SEED)
     _check(name, train, test, classes)
-    held = None
+    held, masks = None, {part: torch.from_numpy(mask) for part, mask in (evidence or {}).items()}
     if validation:
-        train, held = hold_out(name, train, validation, VALIDATION_SPLIT_SEED)
-    x_train = _scaled(train, scale)
-    if axes is None:
-        mean, std = torch.zeros(x_train.shape[1:]), torch.ones(x_train.shape[1:])
-    else:
-        std, mean = torch.std_mean(x_train, dim=axes, correction=0, keepdim=True)
-        mean = mean[0]
-        std = torch.where(std[0] > 0, std[0], 1.0)  # a constant stays 0 instead of 0 / 0
+        x, y = train
+        (kept, y_kept), (out, y_out) = hold_out(
+            name, (np.arange(len(y)), y), validation, VALIDATION_SPLIT_SEED
+        )
+        train, held = (x[kept], y_kept), (x[out], y_out)
+        if masks:
+            masks |= {"train": masks["train"][kept], "validation": masks["train"][out]}
+    x_train = _scaled(train, scale, to)
+    mean, std = _fitted(x_train, axes, to)
 
     def normalised(x: Tensor, split: Split) -> TensorDataset:
-        return TensorDataset(x.sub_(mean).div_(std), torch.from_numpy(split[1].astype(np.int64)))
+        if x.is_floating_point():
+            x.sub_(mean).div_(std)
+        return TensorDataset(x, torch.from_numpy(split[1].astype(np.int64)))
 
     return Data(
         name=name,
         train=normalised(x_train, train),
-        test=normalised(_scaled(test, scale), test),
-        validation=None if held is None else normalised(_scaled(held, scale), held),
+        test=normalised(_scaled(test, scale, to), test),
+        validation=None if held is None else normalised(_scaled(held, scale, to), held),
         classes=tuple(classes),
         input_shape=tuple(x_train.shape[1:]),
         mean=mean,
         std=std,
         notes=notes,
+        evidence=masks,
     )
+
+
+def _fitted(x: Tensor, axes: tuple[int, ...] | None, to: str) -> tuple[Tensor, Tensor]:
+    """Return what to subtract from samples like `x` and what to divide them by."""
+    if axes is None:
+        return torch.zeros(x.shape[1:], dtype=x.dtype), torch.ones(x.shape[1:], dtype=x.dtype)
+    if to == "range":
+        start, width = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
+        width = width - start
+    else:
+        width, start = torch.std_mean(x, dim=axes, correction=0, keepdim=True)
+    # A constant stays 0 instead of 0 / 0.
+    return start[0], torch.where(width[0] > 0, width[0], 1.0)
 
 
 def hold_out(name: str, split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -164,5 +194,7 @@ def _strangers(name: str, labels: list[str]) -> str:
     )
 
 
-def _scaled(split: Split, scale: float) -> Tensor:
+def _scaled(split: Split, scale: float, to: str) -> Tensor:
+    if to == "tokens":
+        return torch.from_numpy(split[0].astype(np.int64))
     return torch.from_numpy(split[0]).contiguous().to(torch.float32, copy=True).mul_(scale)

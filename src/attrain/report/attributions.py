@@ -27,6 +27,7 @@ class Explanation:
 
     goal: what the attributions are to add up to, empty where they are no shares of anything.
     warnings: what makes them doubtful.
+    words: [n][...], of texts, the word that each value belongs to.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Explanation:
     errors: Sequence[float]
     goal: str
     warnings: Sequence[str] = ()
+    words: Sequence[Sequence[str]] = ()
 
 
 def write_page(path: Path, found: Explanation) -> None:
@@ -118,7 +120,7 @@ def _card(found: Explanation, k: int, signed: bool) -> Mapping[str, Any]:
         top = float(np.abs(flat).max())
         card["map"] = _signed_map(flat, top) if signed else raster.heat_map(flat, top)
     else:
-        card["bars"] = _bars(values.reshape(-1), top)
+        card["bars"] = _bars(values.reshape(-1), top, found.words[k] if found.words else ())
     card["top"] = f"{top:.2g}"
     return card
 
@@ -129,11 +131,11 @@ def _signed_map(values: Array, top: float) -> str:
     return raster.address(levels, diverging())
 
 
-def _bars(values: Array, top: float) -> list[Mapping[str, Any]]:
+def _bars(values: Array, top: float, words: Sequence[str]) -> list[Mapping[str, Any]]:
     order = np.argsort(-np.abs(values), kind="stable")[:SHOWN]
     return [
         {
-            "name": int(place),
+            "name": f"{words[place]} #{place}" if words else f"#{place}",
             "value": f"{values[place]:.2g}",
             "negative": bool(values[place] < 0),
             "width": f"{50 * abs(values[place]) / top if top > 0 else 0:.1f}",
