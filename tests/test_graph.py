@@ -745,6 +745,26 @@ def test_inputs_of_a_layer_that_are_overwritten_are_refused() -> None:
         AttributionGraph.from_batch(of(forward, d=L(6, CLASSES), **two()), random(2, 5), 1)
 
 
+def test_numbers_that_a_model_looks_at_are_no_part_of_its_graph() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            if h.abs().max().item() == 0 or h.sum().item() == 0:
+                raise AssertionError
+            return self.last(torch.relu(h))
+
+    model, x = Looks(), torch.randn(6, 4)
+    plain = nn.Sequential(model.first, nn.ReLU(), model.last)
+    found = AttributionGraph.from_batch(model, x, 1)
+    same = AttributionGraph.from_batch(plain, x, 1)
+    assert torch.equal(found.edges["first"], same.edges["0"])
+    assert torch.equal(found.edges["last"], same.edges["2"])
+
+
 def test_models_that_change_their_calls_are_refused() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         h = self.a(x).relu()
