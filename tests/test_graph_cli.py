@@ -14,7 +14,7 @@ from torch import nn
 
 from attrain.cli import run
 from attrain.data import load
-from attrain.errors import InputError
+from attrain.errors import AttributionWarning, InputError
 from attrain.graph import AttributionGraph, ClassGraphs, measured, to_html
 from attrain.graph.page import class_graph, held, page_of
 from attrain.models import build
@@ -23,7 +23,7 @@ from attrain.report.graph_data import kept_nodes
 from attrain.report.graph_file import MOST_EDGES, described, graphs_of
 from attrain.report.graph_input import check_graph
 from attrain.report.sections import graph as section
-from attrain.trained_graphs import compact_graphs, drawn
+from attrain.trained_graphs import compact_graphs, drawn, file_names
 
 QUICK = ["--epochs", "1", "--seeds", "1", "--device", "cpu", "--no-rival"]
 MINE = """
@@ -47,6 +47,9 @@ class Sorted(nn.Module):
 
 def without():
     return Sorted()
+
+def line():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 """
 
 
@@ -142,6 +145,33 @@ def test_without_time_the_drawn_units_are_measured_first_and_without_seconds_non
     assert "ablation" not in measured(graphs, model, x, y, seconds=0)["0"].facts
     with pytest.raises(InputError, match=r"target has the shape \(3,\): one for each of 90."):
         measured(graphs, model, x, y[:3])
+    for change, text in (
+        ({"graphs": graphs["0"]}, "graphs are ClassGraphs, got AttributionGraph."),
+        ({"target": y.tolist()}, r"target is a tensor \[N\] of classes, got list."),
+        ({"target": y + 1}, r"target 3 is no class: the graphs have 0..2."),
+        ({"seconds": -1}, "seconds is a number >= 0, got -1."),
+        ({"seconds": float("nan")}, "seconds is a number >= 0, got nan."),
+    ):
+        given = {"graphs": graphs, "model": model, "x": x, "target": y, **change}
+        with pytest.raises(InputError, match=text):
+            measured(**given)
+
+
+def test_units_hand_on_means_over_all_classes_also_where_one_is_measured():
+    model, x, y = small()
+    graphs = ClassGraphs.from_data(model, (x, y))
+    whole = measured(graphs, model, x, y, seconds=0)["2"].facts["validation"]
+    some = y == 2
+    found = measured(graphs, model, x[some], y[some], reference=x, seconds=0)
+    assert found["2"].facts["validation"] == whole and not found["1"].facts
+    with pytest.warns(AttributionWarning, match="for class 2, and .* Give reference="):
+        measured(graphs, model, x[some], y[some], seconds=0)
+
+
+def test_without_a_layer_between_nothing_is_ablated():
+    model, x, y = nn.Linear(5, 3), *small()[1:]
+    found = measured(ClassGraphs.from_data(model, (x, y)), model, x, y)
+    assert not any(graph.facts for graph in found.values())
 
 
 def test_the_share_that_units_hold_is_a_mean_over_layers():
@@ -231,6 +261,26 @@ def test_a_model_of_ones_own_and_one_class_of_all_samples(here, capsys):
     assert run([*command, "--classes", "3", "8", "--out", "some"]) == 0
     told = json.loads(Path("some/graph.json").read_text())["models"]["mine_graphs:net"]
     assert list(told["classes"]) == ["3", "8"]
+
+
+def test_a_class_by_itself_is_ablated_as_among_all(two, job, tmp_path):
+    # With --classes 3, units once handed on their means over threes, which took nothing away.
+    with_all = json.loads((two / "graph.json").read_text())["models"]["SGD"]["classes"]["3"]
+    command = ["graph", str(job / "sgd/seed-0"), "--classes", "3", "--ablations", "4"]
+    assert run([*command, "--out", str(tmp_path / "one")]) == 0
+    alone = json.loads((tmp_path / "one/graph.json").read_text())["models"]["SGD"]["classes"]["3"]
+    assert alone["validation"]["aopc"] == pytest.approx(with_all["validation"]["aopc"], rel=1e-5)
+
+
+def test_a_model_of_one_layer_has_graphs(here, capsys):
+    assert run(["graph", "mine_graphs:line", "--data", "digits", "--out", "line"]) == 0
+    said = capsys.readouterr().out
+    assert "Page: line/graph.html" in said and "-0.0%" not in said
+
+
+def test_names_that_file_systems_mind_stay_apart():
+    found = file_names(["a/b", "a-b", "A-B", "..", "", "a" * 300, "猫"])
+    assert found == ["a-b", "a-b-2", "A-B-3", "graph", "graph-2", "a" * 80, "猫"]
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def _graph(config: GraphConfig) -> int:
 
     told = show(config)
     print("\n".join(told["summary"]))
-    print(f"\nGraphs: {told['file']}\nPicture: {told['page']}")
+    print(f"\nGraphs: {told['file']}\nPage: {told['page']}")
     return 0
 
 
