@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import chromium
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from attrain.attribution.conditions import as_in_evaluation
 from attrain.cli import run
 from attrain.data import load
 from attrain.errors import AttributionWarning, InputError
@@ -172,6 +174,61 @@ def test_without_a_layer_between_nothing_is_ablated():
     model, x, y = nn.Linear(5, 3), *small()[1:]
     found = measured(ClassGraphs.from_data(model, (x, y)), model, x, y)
     assert not any(graph.facts for graph in found.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (lambda x, y: (x, None), r"labels are integers \[N\], got NoneType"),
+        (lambda x, y: (x, ["a"] * len(x)), r"labels are integers \[N\], got list"),
+        (lambda x, y: (x, y * 1.0), "got torch.float32 of shape"),
+        (lambda x, y: (x, y + 1), "labels go from 1 to 3, and the model has 3 outputs"),
+        (lambda x, y: (x.numpy(), y.numpy()), "got ndarray: give a tuple"),
+        (lambda x, y: [(x.tolist(), y)], r"x must be a tensor \[N, ...\], got list."),
+        (lambda x, y: [(x[:0], y[:0])], "the data set is empty"),
+        (lambda x, y: (x / 0, y), "the explained output '0' is not finite"),
+    ],
+)
+def test_data_that_graphs_cannot_be_made_of(data, text):
+    model, x, y = small()
+    with pytest.raises(InputError, match=text):
+        ClassGraphs.from_data(model, data(x, y))
+
+
+def test_batches_without_samples_change_nothing_and_inputs_have_no_examples():
+    model, x, y = small()
+    whole = ClassGraphs.from_data(model, (x, y))
+    found = ClassGraphs.from_data(model, [(x[:30], y[:30]), (x[:0], y[:0]), (x[30:], y[30:])])
+    for name, graph in found.items():
+        assert torch.allclose(graph.edges["2"], whole[name].edges["2"])
+    with pytest.raises(InputError, match="layer 'input' is of inputs, of which no examples"):
+        whole.top_examples("1", "input", 0)
+
+
+def test_what_is_not_finite_is_not_ablated():
+    model, x, y = small()
+    graph = AttributionGraph.from_batch(model, x, y)
+    with pytest.raises(InputError, match="reference holds NaN or infinite values"):
+        graph.unit_ablations(model, x, y, reference=x * float("nan"))
+    with pytest.raises(InputError, match="the explained output is not finite for some samples"):
+        graph.validate(model, x * float("inf"), y, how="zero")
+
+
+def test_threads_that_explain_one_model_leave_it_as_it_was():
+    model, x, y = small()
+    first = AttributionGraph.from_batch(model, x, y)
+    found = []
+
+    def explain():
+        found.append(AttributionGraph.from_batch(model, x, y))
+
+    other = Thread(target=explain)
+    with as_in_evaluation(model, x):
+        other.start()
+        other.join(0.2)
+        assert not found  # it waits
+    other.join(60)
+    assert model.training and torch.equal(found[0].edges["2"], first.edges["2"])
 
 
 def test_the_share_that_units_hold_is_a_mean_over_layers():

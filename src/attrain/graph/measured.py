@@ -62,7 +62,7 @@ def measured(
     if not isinstance(seconds, (int, float)) or not seconds >= 0:
         raise InputError(f"seconds is a number >= 0, got {seconds!r}.")
     if reference is None:
-        classes = target.unique().tolist()
+        classes = torch.unique(target).tolist()
         if len(classes) == 1:
             warn_of_one_class(f"class {classes[0]}")
         reference = x
@@ -94,7 +94,7 @@ def _checked(target: Any, x: Tensor, graphs: ClassGraphs) -> Tensor:
         raise InputError(f"target has the shape {tuple(target.shape)}: one for each of {len(x)}.")
     graph = next(iter(graphs.values()))
     count = len(graph.relevance[graph.layers[-1]])
-    wrong = [each for each in target.unique().tolist() if each not in range(count)]
+    wrong = [each for each in torch.unique(target).tolist() if each not in range(count)]
     if wrong:
         raise InputError(f"target {wrong[0]} is no class: the graphs have 0..{count - 1}.")
     return target

@@ -240,6 +240,11 @@ class Drops:
         out = made.outputs(torch.zeros(1, made.plan.count, dtype=torch.bool, device=made.x.device))
         self.target: Target = check_target(target, out.shape[2:], len(made.x), out.device)
         self.whole = select(out[0], self.target).double()
+        if not self.whole.isfinite().all():
+            raise InputError(
+                "the explained output is not finite for some samples: the inputs or the weights "
+                "hold NaN or infinite values, or make them."
+            )
         self.size = max(1, made.batch_size // len(made.x))
         self.several = out[0, 0].numel() > 1
 
