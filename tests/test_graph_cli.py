@@ -252,6 +252,9 @@ def test_graphs_are_frames_in_notebooks_and_pictures_in_files(tmp_path):
     assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "&lt;a&gt;" in text
     with pytest.raises(InputError, match="unknown layer of the graph 'fc'"):
         graphs["0"].to_svg(path, labels={"fc": ["a"]})
+    for width in (0, float("nan"), "wide"):
+        with pytest.raises(InputError, match="width is a number of pixels in 100..10000, got"):
+            graphs["0"].to_svg(path, width=width)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +262,10 @@ def test_graphs_are_frames_in_notebooks_and_pictures_in_files(tmp_path):
     [
         ({"models": [("net", 3)]}, "models are pairs of a name and an AttributionGraph"),
         ({"models": []}, "one or two models, not 0"),
+        ({"models": 3}, "models are a mapping of names, got int."),
+        ({"models": ClassGraphs({}, {}, {})}, "models have names: give {'name': graphs}, got"),
+        ({"pictures": [0]}, r"pictures are a tensor \[N, C, H, W\], got list."),
+        ({"labels": {"4": "abc"}}, "labels of layer '4' are a list, one for each unit, got text."),
         ({"pictures": torch.zeros(90, 8, 8)}, r"pictures have the shape \(90, 8, 8\)"),
         ({"pictures": torch.zeros(3, 1, 8, 8)}, "there are 3 pictures"),
         ({"captions": ["a"], "pictures": torch.zeros(3, 1, 8, 8)}, "3 pictures and 1 captions"),
