@@ -53,6 +53,12 @@ def help_of(*command: str) -> str:
     return re.sub(r"[│╭╮╰╯─\s]+", " ", done.stdout)
 
 
+def test_a_reader_who_has_seen_enough_is_no_failure_to_tell():
+    command = f"'{sys.executable}' -m attrain.cli train --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""
+
+
 def test_help_tells_the_commands_the_flags_their_defaults_and_the_methods():
     top = help_of()
     assert all(name in top for name in ("compare", "train", "evaluate", "prune", "report"))

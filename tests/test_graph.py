@@ -745,6 +745,26 @@ def test_inputs_of_a_layer_that_are_overwritten_are_refused() -> None:
         AttributionGraph.from_batch(of(forward, d=L(6, CLASSES), **two()), random(2, 5), 1)
 
 
+def test_numbers_that_a_model_looks_at_are_no_part_of_its_graph() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            if h.abs().max().item() == 0 or h.sum().item() == 0:
+                raise AssertionError
+            return self.last(torch.relu(h))
+
+    model, x = Looks(), torch.randn(6, 4)
+    plain = nn.Sequential(model.first, nn.ReLU(), model.last)
+    found = AttributionGraph.from_batch(model, x, 1)
+    same = AttributionGraph.from_batch(plain, x, 1)
+    assert torch.equal(found.edges["first"], same.edges["0"])
+    assert torch.equal(found.edges["last"], same.edges["2"])
+
+
 def test_models_that_change_their_calls_are_refused() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         h = self.a(x).relu()
@@ -991,6 +1011,12 @@ def test_mistakes_are_told_in_one_sentence() -> None:
         ((model, x.half(), 1), {}, "x is in half precision"),
         ((model, x[:0], 1), {}, "x is an empty batch"),
         (("model", x, 1), {}, "model must be a torch.nn.Module, got str"),
+        ((copy.deepcopy(model).to("meta"), x, 1), {}, "of the model is on the meta device"),
+        ((model, x.to("meta"), 1), {}, "x is on the meta device"),
+        ((model, x.to_sparse(), 1), {}, "x has the layout torch.sparse_coo: give x.to_dense()."),
+        ((nn.LazyLinear(2), x, 1), {}, "'weight' of the model has no shape yet: run the lazy"),
+        ((model, x * float("nan"), 1), {}, "the explained output '1' is not finite: the inputs or"),
+        ((model, x, 1), {"method": "ablation", "hwo": "zero"}, "Did you mean 'how'?"),
         ((model, x, 1), {"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ((model, x, 1), {"method": "lpr"}, "unknown method of graphs 'lpr'. Did you mean 'lrp'?"),
         ((model, x, 1), {"epsilom": 1.0}, "Did you mean 'epsilon'?"),

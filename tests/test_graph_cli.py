@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import chromium
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from attrain.attribution.conditions import as_in_evaluation
 from attrain.cli import run
 from attrain.data import load
-from attrain.errors import InputError
+from attrain.errors import AttributionWarning, InputError
 from attrain.graph import AttributionGraph, ClassGraphs, measured, to_html
 from attrain.graph.page import class_graph, held, page_of
 from attrain.models import build
@@ -23,7 +25,7 @@ from attrain.report.graph_data import kept_nodes
 from attrain.report.graph_file import MOST_EDGES, described, graphs_of
 from attrain.report.graph_input import check_graph
 from attrain.report.sections import graph as section
-from attrain.trained_graphs import compact_graphs, drawn
+from attrain.trained_graphs import compact_graphs, drawn, file_names
 
 QUICK = ["--epochs", "1", "--seeds", "1", "--device", "cpu", "--no-rival"]
 MINE = """
@@ -47,6 +49,9 @@ class Sorted(nn.Module):
 
 def without():
     return Sorted()
+
+def line():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 """
 
 
@@ -142,6 +147,88 @@ def test_without_time_the_drawn_units_are_measured_first_and_without_seconds_non
     assert "ablation" not in measured(graphs, model, x, y, seconds=0)["0"].facts
     with pytest.raises(InputError, match=r"target has the shape \(3,\): one for each of 90."):
         measured(graphs, model, x, y[:3])
+    for change, text in (
+        ({"graphs": graphs["0"]}, "graphs are ClassGraphs, got AttributionGraph."),
+        ({"target": y.tolist()}, r"target is a tensor \[N\] of classes, got list."),
+        ({"target": y + 1}, r"target 3 is no class: the graphs have 0..2."),
+        ({"seconds": -1}, "seconds is a number >= 0, got -1."),
+        ({"seconds": float("nan")}, "seconds is a number >= 0, got nan."),
+    ):
+        given = {"graphs": graphs, "model": model, "x": x, "target": y, **change}
+        with pytest.raises(InputError, match=text):
+            measured(**given)
+
+
+def test_units_hand_on_means_over_all_classes_also_where_one_is_measured():
+    model, x, y = small()
+    graphs = ClassGraphs.from_data(model, (x, y))
+    whole = measured(graphs, model, x, y, seconds=0)["2"].facts["validation"]
+    some = y == 2
+    found = measured(graphs, model, x[some], y[some], reference=x, seconds=0)
+    assert found["2"].facts["validation"] == whole and not found["1"].facts
+    with pytest.warns(AttributionWarning, match="for class 2, and .* Give reference="):
+        measured(graphs, model, x[some], y[some], seconds=0)
+
+
+def test_without_a_layer_between_nothing_is_ablated():
+    model, x, y = nn.Linear(5, 3), *small()[1:]
+    found = measured(ClassGraphs.from_data(model, (x, y)), model, x, y)
+    assert not any(graph.facts for graph in found.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (lambda x, y: (x, None), r"labels are integers \[N\], got NoneType"),
+        (lambda x, y: (x, ["a"] * len(x)), r"labels are integers \[N\], got list"),
+        (lambda x, y: (x, y * 1.0), "got torch.float32 of shape"),
+        (lambda x, y: (x, y + 1), "labels go from 1 to 3, and the model has 3 outputs"),
+        (lambda x, y: (x.numpy(), y.numpy()), "got ndarray: give a tuple"),
+        (lambda x, y: [(x.tolist(), y)], r"x must be a tensor \[N, ...\], got list."),
+        (lambda x, y: [(x[:0], y[:0])], "the data set is empty"),
+        (lambda x, y: (x / 0, y), "the explained output '0' is not finite"),
+    ],
+)
+def test_data_that_graphs_cannot_be_made_of(data, text):
+    model, x, y = small()
+    with pytest.raises(InputError, match=text):
+        ClassGraphs.from_data(model, data(x, y))
+
+
+def test_batches_without_samples_change_nothing_and_inputs_have_no_examples():
+    model, x, y = small()
+    whole = ClassGraphs.from_data(model, (x, y))
+    found = ClassGraphs.from_data(model, [(x[:30], y[:30]), (x[:0], y[:0]), (x[30:], y[30:])])
+    for name, graph in found.items():
+        assert torch.allclose(graph.edges["2"], whole[name].edges["2"])
+    with pytest.raises(InputError, match="layer 'input' is of inputs, of which no examples"):
+        whole.top_examples("1", "input", 0)
+
+
+def test_what_is_not_finite_is_not_ablated():
+    model, x, y = small()
+    graph = AttributionGraph.from_batch(model, x, y)
+    with pytest.raises(InputError, match="reference holds NaN or infinite values"):
+        graph.unit_ablations(model, x, y, reference=x * float("nan"))
+    with pytest.raises(InputError, match="the explained output is not finite for some samples"):
+        graph.validate(model, x * float("inf"), y, how="zero")
+
+
+def test_threads_that_explain_one_model_leave_it_as_it_was():
+    model, x, y = small()
+    first = AttributionGraph.from_batch(model, x, y)
+    found = []
+
+    def explain():
+        found.append(AttributionGraph.from_batch(model, x, y))
+
+    other = Thread(target=explain)
+    with as_in_evaluation(model, x):
+        other.start()
+        other.join(0.2)
+        assert not found  # it waits
+    other.join(60)
+    assert model.training and torch.equal(found[0].edges["2"], first.edges["2"])
 
 
 def test_the_share_that_units_hold_is_a_mean_over_layers():
@@ -165,6 +252,9 @@ def test_graphs_are_frames_in_notebooks_and_pictures_in_files(tmp_path):
     assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "&lt;a&gt;" in text
     with pytest.raises(InputError, match="unknown layer of the graph 'fc'"):
         graphs["0"].to_svg(path, labels={"fc": ["a"]})
+    for width in (0, float("nan"), "wide"):
+        with pytest.raises(InputError, match="width is a number of pixels in 100..10000, got"):
+            graphs["0"].to_svg(path, width=width)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +262,10 @@ def test_graphs_are_frames_in_notebooks_and_pictures_in_files(tmp_path):
     [
         ({"models": [("net", 3)]}, "models are pairs of a name and an AttributionGraph"),
         ({"models": []}, "one or two models, not 0"),
+        ({"models": 3}, "models are a mapping of names, got int."),
+        ({"models": ClassGraphs({}, {}, {})}, "models have names: give {'name': graphs}, got"),
+        ({"pictures": [0]}, r"pictures are a tensor \[N, C, H, W\], got list."),
+        ({"labels": {"4": "abc"}}, "labels of layer '4' are a list, one for each unit, got text."),
         ({"pictures": torch.zeros(90, 8, 8)}, r"pictures have the shape \(90, 8, 8\)"),
         ({"pictures": torch.zeros(3, 1, 8, 8)}, "there are 3 pictures"),
         ({"captions": ["a"], "pictures": torch.zeros(3, 1, 8, 8)}, "3 pictures and 1 captions"),
@@ -231,6 +325,26 @@ def test_a_model_of_ones_own_and_one_class_of_all_samples(here, capsys):
     assert run([*command, "--classes", "3", "8", "--out", "some"]) == 0
     told = json.loads(Path("some/graph.json").read_text())["models"]["mine_graphs:net"]
     assert list(told["classes"]) == ["3", "8"]
+
+
+def test_a_class_by_itself_is_ablated_as_among_all(two, job, tmp_path):
+    # With --classes 3, units once handed on their means over threes, which took nothing away.
+    with_all = json.loads((two / "graph.json").read_text())["models"]["SGD"]["classes"]["3"]
+    command = ["graph", str(job / "sgd/seed-0"), "--classes", "3", "--ablations", "4"]
+    assert run([*command, "--out", str(tmp_path / "one")]) == 0
+    alone = json.loads((tmp_path / "one/graph.json").read_text())["models"]["SGD"]["classes"]["3"]
+    assert alone["validation"]["aopc"] == pytest.approx(with_all["validation"]["aopc"], rel=1e-5)
+
+
+def test_a_model_of_one_layer_has_graphs(here, capsys):
+    assert run(["graph", "mine_graphs:line", "--data", "digits", "--out", "line"]) == 0
+    said = capsys.readouterr().out
+    assert "Page: line/graph.html" in said and "-0.0%" not in said
+
+
+def test_names_that_file_systems_mind_stay_apart():
+    found = file_names(["a/b", "a-b", "A-B", "..", "", "a" * 300, "猫"])
+    assert found == ["a-b", "a-b-2", "A-B-3", "graph", "graph-2", "a" * 80, "猫"]
 
 
 @pytest.mark.parametrize(

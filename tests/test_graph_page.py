@@ -22,7 +22,7 @@ from attrain.errors import AttrainError, InputError
 from attrain.report.graph_data import graph_json, kept_nodes, strongest
 from attrain.report.graph_input import ClassGraph, Edges, Example, GraphPage, Layer, Panel
 from attrain.report.graph_page import graph_html, write_graph_page
-from attrain.report.graph_svg import graph_svg
+from attrain.report.graph_svg import MOST_DRAWN, _drawn, graph_svg
 from attrain.report.palette import DARK, LIGHT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,6 +175,34 @@ def test_parts_that_do_not_fit_are_refused(changes, error):
     with pytest.raises(InputError) as found:
         graph_html(one_page(made.three_layers(**changes)))
     assert str(found.value) == error
+
+
+def test_the_picture_draws_the_strongest_edges_into_each_layer():
+    # Beside its slow twin, one edge at a time.
+    draw = np.random.default_rng(0)
+    sizes = (40, 30, 20)
+    links = ((0, 1), (0, 2), (1, 2))
+    graph = ClassGraph(
+        "cat", 4, 1.0, [Layer(str(k), "linear", size, {}) for k, size in enumerate(sizes)],
+        [draw.normal(size=size) for size in sizes],
+        [Edges(low, high, draw.normal(size=(sizes[high], sizes[low]))) for low, high in links],
+    )  # fmt: skip
+    kept = [kept_nodes(relevance, 0.8) for relevance in graph.relevance]
+    expected = []
+    for layer in (1, 2):
+        into = [(abs(messages[to, of]), source, of, to, messages[to, of])
+                for source, target, messages in graph.edges if target == layer
+                for to in kept[target] for of in kept[source]]  # fmt: skip
+        into.sort(reverse=True)
+        held, whole = 0.0, sum(each[0] for each in into)
+        for size, source, of, to, message in into:
+            expected.append((size / into[0][0], source, layer, of, to, message))
+            held += size
+            if held >= 0.9 * whole:
+                break
+    expected = sorted(expected, reverse=True)[:MOST_DRAWN]
+    found = [(edge[5], *edge[:5]) for edge in reversed(_drawn(graph, kept, 0.9))]
+    assert len(found) == MOST_DRAWN and sorted(found) == sorted(expected)
 
 
 def test_pages_that_cannot_be_drawn_are_refused():

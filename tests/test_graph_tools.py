@@ -17,7 +17,7 @@ from small_models import build
 from torch import Tensor, nn
 
 import attrain
-from attrain.errors import AttrainError, InputError
+from attrain.errors import AttrainError, AttributionWarning, InputError
 from attrain.graph import AttributionGraph, intervene, steps
 from attrain.graph import files as graph_files
 from attrain.graph.cut import MOST_CUTS
@@ -553,7 +553,7 @@ def test_heads_and_mlps_of_a_transformer_are_silenced_by_the_weights_that_write_
             torch.testing.assert_close(out, edited(x), rtol=0, atol=1e-13)
     drops = graph.unit_ablations(model, x, 1, how="zero")
     assert [*drops] == hidden(graph)
-    assert graph.validate(model, x, 1, seeds=1).layers == tuple(hidden(graph))
+    assert graph.validate(model, x, 1, seeds=1, reference=x).layers == tuple(hidden(graph))
     with pytest.raises(InputError, match="'embed.tokens' of kind 'tokens' hands on cannot be repl"):
         graph.ablate(model, x, [("embed.tokens", 0)])
 
@@ -582,6 +582,25 @@ def test_unit_ablations_are_drops_one_by_one(how: str) -> None:
             for unit, drop in enumerate(drops.tolist()):
                 left = graph.ablate(model, x, [(layer, unit)], how=how)[range(len(x)), y]
                 assert drop == pytest.approx(float((whole - left).mean()), abs=1e-13)
+
+
+def test_means_over_samples_explained_for_one_class_are_doubted_once() -> None:
+    graph, model, x, y = graph_of("mlp")
+    calls = (graph.validate, graph.unit_ablations, functools.partial(
+        lambda model, x, target, **options: AttributionGraph.from_batch(
+            model, x, target, method="ablation", **{"how": "mean", **options})))  # fmt: skip
+    for call in calls:
+        for target in (1, (1,), torch.ones(len(x), dtype=torch.long), [1] * len(x)):
+            with pytest.warns(AttributionWarning, match="for class 1, and .* Give reference=") as w:
+                call(model, x, target)
+            assert len(w) == 1
+            assert w[0].filename == __file__
+        call(model, x, y)
+        call(model, x, 1, reference=x)
+        call(model, x, 1, how="zero")
+    one = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)).to(DTYPE)
+    AttributionGraph.from_batch(one, x).unit_ablations(one, x)
+    AttributionGraph.from_batch(one, x).unit_ablations(one, x, 0)
 
 
 def test_validation_ablates_the_first_of_each_layer_beside_random_ones() -> None:

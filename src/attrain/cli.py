@@ -54,6 +54,9 @@ def run(arguments: Sequence[str]) -> int:
     except AttrainError as error:
         _tell(str(error))
         return USER_ERROR if isinstance(error, InputError | CreditError) else FAILURE
+    except BrokenPipeError:  # whoever read has seen enough: `attrain train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     except OSError as error:
         _tell(f"{error.filename or 'a file'}: {error.strerror or error}.")
         return FAILURE
@@ -186,7 +189,7 @@ def _graph(config: GraphConfig) -> int:
 
     told = show(config)
     print("\n".join(told["summary"]))
-    print(f"\nGraphs: {told['file']}\nPicture: {told['page']}")
+    print(f"\nGraphs: {told['file']}\nPage: {told['page']}")
     return 0
 
 

@@ -1,9 +1,10 @@
 """Attribution graphs of models that are already trained: made, measured, written and told."""
 
 import dataclasses
+import itertools
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,17 @@ def show(config: GraphConfig) -> dict[str, Any]:
         rest = samples.where(apart)
         if len(rest.x):
             graphs = measured(
-                graphs, model, rest.x, rest.target, seeds=config.seeds,
+                graphs, model, rest.x, rest.target, reference=_all_classes(data, held, model),
+                seeds=config.seeds,
                 seconds=config.ablation_seconds / len(models), batch_size=config.batch_size,
                 progress=True,
             )  # fmt: skip
         found[name] = graphs
     files = {
-        name: _save(out / _file_name(name), graphs, path, config, data)
-        for (name, graphs), path in zip(found.items(), config.paths, strict=True)
+        name: _save(out / folder, graphs, path, config, data)
+        for (name, graphs), folder, path in zip(
+            found.items(), file_names(found), config.paths, strict=True
+        )
     }
     page = _write_page(out / "graph.html", found, data, config)
     summary = [line for name, graphs in found.items() for line in _summary(name, graphs, config)]
@@ -130,7 +134,8 @@ def compact_graphs(model: nn.Module, data: Data) -> dict[str, Any]:
             rest = samples.where(apart)
             if len(rest.x):
                 graphs = measured(
-                    graphs, model, rest.x.to(device), rest.target.to(device), seeds=3,
+                    graphs, model, rest.x.to(device), rest.target.to(device),
+                    reference=_all_classes(data, held, model), seeds=3,
                     shares=(SHOWN_SHARE,), seconds=0,
                 )  # fmt: skip
     except (CreditError, InputError) as error:
@@ -189,6 +194,11 @@ def drawn(data: Data, samples: int, ablations: int, seed: int) -> tuple[Tensor, 
         of_class = order[y[order] == number]
         held.append(of_class[: min(ablations, len(of_class) // 2)])
     return order.sort().values, torch.cat(held)
+
+
+def _all_classes(data: Data, held: Tensor, model: nn.Module) -> Tensor:
+    """Return the samples over which ablated units have their means, of whatever class."""
+    return data.test.tensors[0][held].to(next(model.parameters()).device)
 
 
 def _explained(
@@ -251,8 +261,8 @@ def _save(
 ) -> dict[str, Any]:
     """Write the graph of each class; return, by class, its file and what is worth knowing of it."""
     told = {}
-    for name, graph in graphs.items():
-        file = folder / f"{_file_name(name)}.json"
+    for (name, graph), plain in zip(graphs.items(), file_names(graphs), strict=True):
+        file = folder / f"{plain}.json"
         graph.with_facts(
             model=path,
             data=data.name,
@@ -276,9 +286,16 @@ def _save(
     return told
 
 
-def _file_name(name: str) -> str:
-    """Return a name without what file systems mind."""
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "graph"
+def file_names(names: Iterable[str]) -> list[str]:
+    """Return names without what file systems mind, numbered where they would be one file."""
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "graph"
+        tries = (plain if k == 1 else f"{plain}-{k}" for k in itertools.count(1))
+        found.append(next(each for each in tries if each.lower() not in taken))
+        taken.add(found[-1].lower())
+    return found
 
 
 def _count(graph: AttributionGraph) -> int:
@@ -367,7 +384,11 @@ def _leaks(graphs: ClassGraphs) -> list[str]:
             sums[sink] = sums.get(sink, 0.0) + value
     if not output:
         return []
-    parts = [f"{sink} {value / output:.1%}" for sink, value in sums.items() if value]
+    parts = [
+        f"{sink} {round(value / output, 3) + 0.0:.1%}"  # turns -0.0 into 0.0
+        for sink, value in sums.items()
+        if value
+    ]
     return [f"leaks, of the output: {', '.join(parts) or 'none'}"]
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from attrain.errors import InputError
 
@@ -15,10 +18,29 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def check_model(model: Any) -> None:
-    """Raise InputError for what is no module, or one in half precision."""
+    """Raise InputError for what is no module, or one in half precision or without values."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "the model is compiled by torch.jit, whose operations cannot be seen one by one: give "
+            "the module that it was made from."
+        )
     for name, each in model.named_parameters():
+        if isinstance(each, UninitializedParameter):
+            raise InputError(
+                f"{name!r} of the model has no shape yet: run the lazy model once before, model(x)."
+            )
+        if each.is_meta:
+            raise InputError(
+                f"{name!r} of the model is on the meta device, where there are no values: load the "
+                "model to another."
+            )
+        if each.is_inference():
+            raise InputError(
+                f"{name!r} of the model was made under torch.inference_mode, and credit cannot "
+                "pass through it: make the model outside."
+            )
         if each.dtype in _HALF:
             raise InputError(
                 f"the model is in half precision ({name!r} is {each.dtype}), in which attributions "
@@ -34,8 +56,12 @@ def check_inputs(x: Any, model: nn.Module, batch_size: Any) -> None:
         raise InputError(f"x is an empty batch, of shape {tuple(x.shape)}: give at least 1 sample.")
     if x.dtype in _HALF:
         raise InputError(f"x is in half precision ({x.dtype}): give x.float().")
+    if x.layout != torch.strided:
+        raise InputError(f"x has the layout {x.layout}: give x.to_dense().")
     if x.is_complex() or x.dtype == torch.bool:
         raise InputError(f"x holds {x.dtype}: give real numbers, such as x.float().")
+    if x.is_meta:
+        raise InputError("x is on the meta device, where there are no values: give another x.")
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != x.device:
         raise InputError(f"x is on {x.device}, and the model on {parameter.device}: move one.")
@@ -57,13 +83,26 @@ def as_tuple(given: Any) -> tuple[Any, ...]:
     return given if isinstance(given, tuple) else (given,)
 
 
+_turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+_turn = Lock()
+
+
+def _turn_of(model: nn.Module) -> RLock:
+    with _turn:
+        return _turns.setdefault(model, RLock())
+
+
 @contextmanager
 def as_in_evaluation(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Run the model in evaluation inside, with gradients enabled; leave its modes as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    # cuDNN has no way back through recurrent layers in evaluation.
-    recurrent = x.is_cuda and any(isinstance(each, nn.RNNBase) for each, _ in modes)
+    """Run the model in evaluation inside, with gradients enabled; leave its modes as they were.
+
+    Another thread that asks for the same model waits, for it would take these modes for its own.
+    """
     with ExitStack() as stack:
+        stack.enter_context(_turn_of(model))
+        modes = [(module, module.training) for module in model.modules()]
+        # cuDNN has no way back through recurrent layers in evaluation.
+        recurrent = x.is_cuda and any(isinstance(each, nn.RNNBase) for each, _ in modes)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if recurrent:

@@ -107,7 +107,7 @@ def _caller() -> nn.Module | str:
 
 
 _THIS = __file__.replace("\\", "/")
-_FOLDER = str(Path(__file__).parent)
+_FOLDER = str(Path(__file__).parents[1])
 
 
 def warn_of(method: str, doubts: list[str]) -> None:
@@ -161,6 +161,15 @@ def warn_of_samples(method: str, samples: int, features: int) -> None:
             f"{method} is unreliable here: it fits {features} features to n_samples={samples}. "
             f"Give more than {features}, or a feature_mask with fewer features."
         )
+
+
+def warn_of_one_class(told: str) -> None:
+    """Warn where a mean over the samples that are explained is all that an ablation puts back."""
+    _warn(
+        f"all samples are explained for {told}, and an ablated unit hands on its mean over them: "
+        "what samples of one class have in common is not taken away. Give reference=, samples of "
+        "all classes, x itself if it has them."
+    )
 
 
 def _warn(text: str) -> None:

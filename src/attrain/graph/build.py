@@ -44,6 +44,7 @@ NODES = ("units", "blocks")
 """What a graph's nodes are: units of layers, or tokens, heads and MLPs of a transformer."""
 
 _PATH = {"baselines": 0.0, "n_steps": 32}
+_ABLATION = ("how", "reference", "batch_size", "progress", "additional_forward_args")
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,9 @@ def of_batch(
 
 
 def _by_ablation(model: nn.Module, x: Tensor, target: Any, **options: Any) -> AttributionGraph:
+    for name in options:
+        if name not in _ABLATION:
+            raise unknown("option of ablation", name, ("how", "reference"))
     from attrain.graph.cut import of_ablation  # which needs plans from here
 
     return dataclasses.replace(of_ablation(model, x, target, **options), target=_told(target))
@@ -213,7 +217,10 @@ def _told(target: Any) -> str:
 def graph_of(
     plan: Plan, totals: Totals, group: int, samples: int, **described: Any
 ) -> AttributionGraph:
-    """Return the graph of one group of totals, as means over its samples."""
+    """Return the graph of one group of totals, as means over its samples.
+
+    Raises InputError where these are not finite.
+    """
     each = 1.0 / max(samples, 1)
     names = tuple(nodes.name for nodes in plan.nodes)
     relevance, edges, sinks = {}, {}, {}
@@ -233,6 +240,7 @@ def graph_of(
         known["rest"] = found - torch.stack(list(known.values())).sum(0)
         sinks[nodes.name] = known
     last = plan.nodes[-1]
+    _check_finite(relevance, edges, last.name, described.get("target", ""))
     return AttributionGraph(
         layers=names,
         kinds={nodes.name: nodes.kind for nodes in plan.nodes},
@@ -244,3 +252,16 @@ def graph_of(
         samples=samples,
         **described,
     )
+
+
+def _check_finite(
+    relevance: Mapping[str, Tensor], edges: Mapping[str, Tensor], last: str, target: str
+) -> None:
+    if not relevance[last].isfinite().all():
+        raise InputError(
+            f"the explained output{f' {target!r}' if target else ''} is not finite: the inputs or "
+            "the weights hold NaN or infinite values, or make them."
+        )
+    for name, messages in edges.items():
+        if not messages.isfinite().all():
+            raise InputError(f"messages into layer {name!r} are not finite: raise epsilon.")

@@ -167,6 +167,8 @@ class ClassGraphs(Mapping[str, AttributionGraph]):
     def top_examples(self, name: str, layer: str, unit: int) -> list[int]:
         """Return the samples of a class for which a unit earned most, the most first."""
         self[name].check_unit(layer, unit)
+        if layer not in self.examples[str(name)]:
+            raise InputError(f"layer {layer!r} is of inputs, of which no examples are remembered.")
         return [k for k in self.examples[str(name)][layer][unit].tolist() if k >= 0]
 
 
@@ -231,8 +233,7 @@ def _names(model: nn.Module, x: Tensor, classes: Sequence[str] | None) -> list[s
     return names
 
 
-def _labels(y: Any, samples: int, classes: int, device: torch.device) -> Tensor:
-    y = torch.as_tensor(y)
+def _labels(y: Tensor, samples: int, classes: int, device: torch.device) -> Tensor:
     if y.shape != (samples,) or y.is_floating_point() or y.dtype == torch.bool:
         raise InputError(
             f"labels are integers [N], got {y.dtype} of shape {tuple(y.shape)} for {samples} "
@@ -253,7 +254,7 @@ def _batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | None]:
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         data = data.tensors
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-        x, y = data[0], torch.as_tensor(data[1])
+        x, y = data[0], _as_labels(data[1])
         if len(x) != len(y):
             raise InputError(f"x has {len(x)} samples, and y {len(y)} labels: give one for each.")
         # By class, so that most batches hold one, whose messages are one product.
@@ -276,11 +277,22 @@ def _numbered(data: Iterable[Any]) -> Iterator[Batch]:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise InputError(
                 f"a batch of the data is a pair (x, y), got {type(batch).__name__}"
-                f"{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}."
+                f"{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}: give a tuple "
+                "(x, y) of torch tensors, or an iterable of such."
             )
         x, y = batch
-        yield x, torch.as_tensor(y), torch.arange(start, start + len(x))
+        if not isinstance(x, Tensor):
+            raise InputError(f"x must be a tensor [N, ...], got {type(x).__name__}.")
+        if len(x):
+            yield x, _as_labels(y), torch.arange(start, start + len(x))
         start += len(x)
+
+
+def _as_labels(y: Any) -> Tensor:
+    try:
+        return torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels are integers [N], got {type(y).__name__}: {error}.") from error
 
 
 def _chained(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:

@@ -60,6 +60,7 @@ def of_ablation(
         with progress_bar(progress, "ablation", total) as told:
             made.prepare(how, reference, 0)
             drops = Drops(made, target)
+            drops.doubt(how, reference)
             done = 0
             relevance = torch.zeros(plan.count, dtype=torch.float64)
             for some in torch.split(numbers, drops.size):

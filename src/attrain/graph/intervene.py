@@ -361,6 +361,8 @@ class Bench:
                 f"{self.x.dtype} of shape {tuple(self.x.shape)}: only the number of samples may "
                 "differ."
             )
+        if not reference.isfinite().all():
+            raise InputError("reference holds NaN or infinite values, of which there is no mean.")
 
     def _shared_args(self) -> tuple[Any, ...]:
         for each in self.args:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attrain.attribution.conditions import progress_bar
+from attrain.attribution.doubts import warn_of_one_class
 from attrain.errors import InputError
 from attrain.graph.classes import ClassGraphs
 from attrain.graph.graph import AttributionGraph
@@ -26,6 +27,7 @@ def measured(
     x: Tensor,
     target: Tensor,
     *,
+    reference: Tensor | None = None,
     seeds: int = 5,
     shares: Sequence[float] = SHARES,
     seconds: float = 60.0,
@@ -37,7 +39,8 @@ def measured(
     `validation`: the strongest units of all layers ablated at once, beside random ones
     (`Validation.as_facts`). `ablation`: by how much the output falls without one unit, by layer
     [units], None where the time did not suffice. `random_ablation`: its mean over units drawn at
-    random, by layer. An ablated unit hands on its mean over all of x, of whatever class.
+    random, by layer. An ablated unit hands on its mean over the reference. A graph without a layer
+    between its inputs and its last has no units to ablate, and is left as it is.
 
     Parameters
     ----------
@@ -45,31 +48,56 @@ def measured(
     x, target: samples [N, ...], best such that the graphs were not made of, and for each the
         number of the class [N] that is explained, in the order of the model's outputs. Classes
         without samples are left as they are.
+    reference: samples [M, ...] of all classes; without, all of x, of whatever class. Warns
+        (AttributionWarning) where these are explained for one class.
     seeds, shares: of the validation, as `validate` takes them.
     seconds: the most time for single units, shared by the classes; 0 measures none. The time for
         the last batch comes on top.
 
     Raises InputError for targets that do not fit x, and as `validate`.
     """
-    if target.shape != (len(x),):
-        raise InputError(f"target has the shape {tuple(target.shape)}: one for each of {len(x)}.")
+    if not isinstance(graphs, ClassGraphs):
+        raise InputError(f"graphs are ClassGraphs, got {type(graphs).__name__}.")
+    target = _checked(target, x, graphs)
+    if not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise InputError(f"seconds is a number >= 0, got {seconds!r}.")
+    if reference is None:
+        classes = torch.unique(target).tolist()
+        if len(classes) == 1:
+            warn_of_one_class(f"class {classes[0]}")
+        reference = x
     found = {}
     with progress_bar(progress, "ablation", len(graphs)) as told:
         for done, (name, graph) in enumerate(graphs.items(), start=1):
             number = _number(graph)
             some = x[target == number]
-            if len(some):
+            if len(some) and hidden(graph):
                 known = validate(
-                    graph, model, some, number, reference=x, seeds=seeds, shares=shares,
+                    graph, model, some, number, reference=reference, seeds=seeds, shares=shares,
                     batch_size=batch_size,
                 )  # fmt: skip
                 graph = graph.with_facts(validation=known.as_facts())
+                each = seconds / len(graphs)
                 graph = graph.with_facts(
-                    **_by_unit(graph, model, some, number, x, seconds / len(graphs), batch_size)
+                    **_by_unit(graph, model, some, number, reference, each, batch_size)
                 )
             found[name] = graph
             told(done)
     return dataclasses.replace(graphs, graphs=found)
+
+
+def _checked(target: Any, x: Tensor, graphs: ClassGraphs) -> Tensor:
+    """Return the classes of the samples [N]; raises InputError for what are none."""
+    if not isinstance(target, Tensor):
+        raise InputError(f"target is a tensor [N] of classes, got {type(target).__name__}.")
+    if target.shape != (len(x),):
+        raise InputError(f"target has the shape {tuple(target.shape)}: one for each of {len(x)}.")
+    graph = next(iter(graphs.values()))
+    count = len(graph.relevance[graph.layers[-1]])
+    wrong = [each for each in torch.unique(target).tolist() if each not in range(count)]
+    if wrong:
+        raise InputError(f"target {wrong[0]} is no class: the graphs have 0..{count - 1}.")
+    return target
 
 
 def _number(graph: AttributionGraph) -> int:

@@ -44,7 +44,7 @@ def to_html(
     models: one model or two, side by side, each a name and its graph or its graphs of classes.
     title: of the page.
     pictures: the samples that the graphs were made of [N, C, H, W] in 0..1, one or three channels,
-        of which those are shown for which a unit earned most.
+        of which those are shown for which a unit earned most. What is out of range is cut off.
     captions: a text for each of these samples; without, their numbers.
     labels: of a layer, by its name, what its units are called; without, their numbers.
     source: facts on how the graphs were made, by name.
@@ -76,13 +76,15 @@ def to_svg(
     Parameters
     ----------
     name: of what is explained, for those who cannot see the picture; without, the target.
-    width: in pixels.
+    width: in pixels, 100 to 10,000.
     nodes, edges: of each layer the fewest nodes are drawn that hold this share of |R|, and of the
         edges into it those that hold this share of |message|, at most 150 in all.
     labels: of a layer, by its name, what its units are called; without, their numbers.
 
     Raises InputError for what does not fit together, AttrainError where it cannot be written.
     """
+    if not isinstance(width, (int, float)) or not 100 <= width <= 10_000:
+        raise InputError(f"width is a number of pixels in 100..10000, got {width!r}.")
     made = class_graph(graph, name or graph.target or "output", labels)
     page.check_graph(made)
     text = str(graph_svg(made, width=width, nodes=nodes, edges=edges))
@@ -107,6 +109,12 @@ def page_of(
     source: Mapping[str, str] | None = None,
 ) -> page.GraphPage:
     """Return what the page is drawn from; see `to_html`."""
+    if isinstance(models, (AttributionGraph, ClassGraphs)):
+        raise InputError(
+            f"models have names: give {{'name': graphs}}, got {type(models).__name__} itself."
+        )
+    if not isinstance(models, (Mapping, Sequence)):
+        raise InputError(f"models are a mapping of names, got {type(models).__name__}.")
     named = list(models.items() if isinstance(models, Mapping) else models)
     for each in named:
         if not (isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], Graphs)):
@@ -139,8 +147,10 @@ def class_graph(
     """Return a graph as the page takes it; units that pruning took out have no relevance there."""
     taking = {sink for each in graph.sinks.values() for sink in each if each[sink].any()}
     place = {layer: number for number, layer in enumerate(graph.layers)}
-    for layer in labels or {}:
+    for layer, texts in (labels or {}).items():
         graph.check_layer(layer)
+        if isinstance(texts, str):
+            raise InputError(f"labels of layer {layer!r} are a list, one for each unit, got text.")
     layers = [
         page.Layer(
             layer,
@@ -223,6 +233,8 @@ class _Samples:
     """The samples of a page: which, where they stand in it, and what they look like."""
 
     def __init__(self, pictures: Tensor | None, captions: Sequence[str] | None) -> None:
+        if pictures is not None and not isinstance(pictures, Tensor):
+            raise InputError(f"pictures are a tensor [N, C, H, W], got {type(pictures).__name__}.")
         if pictures is not None and (pictures.ndim != 4 or pictures.shape[1] not in (1, 3)):
             raise InputError(
                 f"pictures have the shape {tuple(pictures.shape)}: give [N, C, H, W] with one "
@@ -287,4 +299,4 @@ class _Samples:
     def _picture(self, number: int) -> Any:
         if self.pictures is None:
             return None
-        return self.pictures[number].detach().double().clamp(0, 1).cpu().numpy()
+        return self.pictures[number].detach().double().nan_to_num(0.0).clamp(0, 1).cpu().numpy()

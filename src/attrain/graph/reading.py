@@ -190,8 +190,10 @@ class Reading:
         return first if first.shape == out.shape else self._counted(out)
 
     def _counted(self, out: Tensor) -> Tensor:
-        counted = torch.arange(len(out) if out.ndim else 1, device=out.device)
-        return counted.reshape(-1, *[1] * max(out.ndim - 1, 0)).expand(out.shape)
+        if not out.ndim:
+            return torch.zeros((), dtype=torch.long, device=out.device)
+        counted = torch.arange(len(out), device=out.device)
+        return counted.reshape(-1, *[1] * (out.ndim - 1)).expand(out.shape)
 
     def _told(self) -> str:
         return f"{name_of(self.func)} at {place()}"

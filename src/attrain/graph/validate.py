@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attrain.attribution.conditions import progress_bar
+from attrain.attribution.doubts import warn_of_one_class
 from attrain.attribution.targets import Target, check_target, select
 from attrain.errors import InputError
 from attrain.graph.graph import AttributionGraph
@@ -119,8 +120,8 @@ def validate(
         graph was not made of are the harder test.
     shares: of the units of each layer, in (0, 1], rising; at least one unit of each.
     by, options: the ranking, as `rank` takes it; or scores of one's own, by layer [units].
-    how, reference: as for `ablate`: for one class give samples of all as the reference. "resample"
-        draws from the seed 0.
+    how, reference: as for `ablate`: for one class give samples of all as the reference; ablating
+        by the mean without one warns (AttributionWarning). "resample" draws from the seed 0.
     layers: whose units are ablated; without, all but the inputs and the last.
 
     Raises InputError for shares, seeds and layers that cannot be, and as `rank` and `ablate`.
@@ -149,6 +150,7 @@ def validate(
     ):  # fmt: skip
         made.prepare(how, reference, 0)
         measured = Drops(made, target)
+        measured.doubt(how, reference)
         starts = {nodes.name: nodes.start for nodes in made.plan.nodes}
         done, curves = 0, []
         for seed in (None, *range(seeds)):
@@ -195,7 +197,7 @@ def unit_ablations(
 
     Parameters
     ----------
-    layers: without, all but the inputs and the last. The others: as for `ablate`.
+    layers: without, all but the inputs and the last. The others: as for `validate`.
     """
     names = hidden(graph) if layers is None else list(layers)
     for name in names:
@@ -208,6 +210,7 @@ def unit_ablations(
     ):  # fmt: skip
         made.prepare(how, reference, 0)
         measured = Drops(made, target)
+        measured.doubt(how, reference)
         found, done = {}, 0
         for nodes in made.plan.nodes:
             if nodes.name not in names:
@@ -237,13 +240,35 @@ class Drops:
         out = made.outputs(torch.zeros(1, made.plan.count, dtype=torch.bool, device=made.x.device))
         self.target: Target = check_target(target, out.shape[2:], len(made.x), out.device)
         self.whole = select(out[0], self.target).double()
+        if not self.whole.isfinite().all():
+            raise InputError(
+                "the explained output is not finite for some samples: the inputs or the weights "
+                "hold NaN or infinite values, or make them."
+            )
         self.size = max(1, made.batch_size // len(made.x))
+        self.several = out[0, 0].numel() > 1
+
+    def doubt(self, how: str, reference: Tensor | None) -> None:
+        """Warn where units are ablated to their mean over samples explained for one class."""
+        told = _one_class(self.target)
+        if how == "mean" and reference is None and self.several and told:
+            warn_of_one_class(told)
 
     def __call__(self, chosen: Tensor, only: tuple[int, Tensor] | None = None) -> Tensor:
         """Return the drops [R] for sets [R, units]; `only` as for `Bench.outputs`."""
         out = self.made.outputs(chosen, only)
         left = torch.stack([select(each, self.target) for each in out]).double()
         return (self.whole - left).mean(1)
+
+
+def _one_class(target: Target) -> str:
+    """Return what all samples are explained for, nothing where that differs."""
+    each = target.tolist() if isinstance(target, Tensor) else target
+    found = set(each) if isinstance(each, list) else {each}
+    only = found.pop() if len(found) == 1 else None
+    if only is None:
+        return ""
+    return f"class {only[0] if isinstance(only, tuple) and len(only) == 1 else only}"
 
 
 def _order(graph: AttributionGraph, scores: Mapping[str, Tensor], name: str) -> Tensor:

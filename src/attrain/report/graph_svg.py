@@ -89,19 +89,24 @@ def graph_svg(
 
 def _drawn(graph: ClassGraph, kept: Sequence[Places], share: float) -> list[_Drawn]:
     """Return the edges to draw, the weakest first."""
-    into: dict[int, list[_Drawn]] = {}
-    for source, target, messages in graph.edges:
-        block = np.asarray(messages, dtype=float)[np.ix_(kept[target], kept[source])]
-        for row, column in zip(*np.nonzero(block), strict=True):
-            to, from_ = int(kept[target][row]), int(kept[source][column])
-            edge = (source, target, from_, to, float(block[row, column]), 1.0)
-            into.setdefault(target, []).append(edge)
     found: list[_Drawn] = []
-    for edges in into.values():
-        edges.sort(key=lambda edge: -abs(edge[4]))
-        most = abs(edges[0][4])
-        count = smallest(np.array([abs(edge[4]) for edge in edges]), share)
-        found += [(*edge[:5], abs(edge[4]) / most) for edge in edges[:count]]
+    for target in dict.fromkeys(each.target for each in graph.edges):
+        parts = []
+        for source, above, messages in graph.edges:
+            if above != target:
+                continue
+            block = np.asarray(messages, dtype=float)[np.ix_(kept[target], kept[source])]
+            rows, columns = np.nonzero(block)
+            to, from_ = kept[target][rows], kept[source][columns]
+            parts.append((np.full(len(rows), source), from_, to, block[rows, columns]))
+        sources, from_, to, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+        sizes = np.abs(values)
+        order = np.argsort(-sizes, kind="stable")
+        count = smallest(sizes[order], share) if len(order) else 0
+        for k in order[: min(count, MOST_DRAWN)]:
+            strength = float(sizes[k] / sizes[order[0]])
+            ends = int(sources[k]), target, int(from_[k]), int(to[k])
+            found.append((*ends, float(values[k]), strength))
     found.sort(key=lambda edge: -edge[-1])
     return found[:MOST_DRAWN][::-1]
 
