@@ -4,15 +4,13 @@ A *feature* is a place of the attribution, which broadcasts to the inputs: [N, 1
 all channels of a pixel, [N, T, 1] one for all values of a token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from attrain.errors import InputError
-
-Predict = Callable[[Tensor], Tensor]
-"""From inputs [N, ...] to scores or probabilities [N, C]."""
+from attrain.metrics.batches import Predict
 
 FRACTIONS = tuple(step / 10 for step in range(10))
 """Shares of the features that are removed for the accuracy drop (paper 003, figure 3)."""
@@ -53,6 +51,31 @@ def removed(
     """
     count = _count(x, attribution, fraction)
     return torch.where(top_features(attribution, count, seed=seed), background, x)
+
+
+def corner(x: Tensor) -> Tensor:
+    """Return the first pixel of each image [N, C, H, W], [N, C, 1, 1]: its own background.
+
+    Replacing pixels by it leaves an image of the data's kind where the background is one colour,
+    as in MNIST (paper 003, section 4.1): the accuracy drop is then one on the distribution (IID).
+    Raises InputError for what is no image.
+    """
+    if x.ndim != 4 or 0 in x.shape:
+        raise InputError(
+            f"a corner is of images [N, C, H, W], got the shape {tuple(x.shape)}: replace features "
+            "of other data by their mean."
+        )
+    return x[:, :, :1, :1]
+
+
+def random_attribution(attribution: Tensor, *, seed: int = 0) -> Tensor:
+    """Return uniform random values of the same shape: an order of the features that knows nothing.
+
+    Each sample has its own. What an attribution is held against in an accuracy drop (figure 3 of
+    paper 003, "Random").
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(attribution.shape, generator=generator).to(attribution.device)
 
 
 def accuracy_drop(
