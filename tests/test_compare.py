@@ -36,6 +36,12 @@ MEASURES = {
     "train_wall_s",
     "train_cpu_s",
     "peak_memory_bytes",
+    "faithfulness",
+    "accuracy_drop",
+    "accuracy_drop_random",
+    "noise_accuracy",
+    "fgsm_accuracy",
+    "pgd_accuracy",
 }
 
 

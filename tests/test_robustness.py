@@ -54,7 +54,9 @@ def slow_pgd(model, x, y, epsilon, low, high, steps, starts) -> list[float]:
     values = x.tolist()
     floor = [max(v - e, low) for v, e in zip(values, epsilon, strict=True)]
     ceiling = [min(v + e, high) for v, e in zip(values, epsilon, strict=True)]
-    worst, key = values, (False, -math.inf)
+    worst = slow_fgsm(model, x, y, epsilon, low, high)
+    _, loss, wrong = slow_slope(model, torch.tensor(worst, dtype=torch.float64), y)
+    key = (wrong, loss)
     for start in starts:
         point = [a + s * (b - a) for a, b, s in zip(floor, ceiling, start.tolist(), strict=True)]
         for step in range(steps + 1):

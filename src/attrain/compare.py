@@ -20,6 +20,7 @@ from attrain.data import Data, load
 from attrain.devices import make_fabric, threads_of
 from attrain.errors import CreditWarning, InputError
 from attrain.live import Display
+from attrain.measuring import judge
 from attrain.methods import Method, find, fitting, is_spiking
 from attrain.metrics.calibration import calibration
 from attrain.metrics.sparsity import connection_weights, signs_changed, weight_summary
@@ -287,8 +288,7 @@ def _run(
     job: _Job, method: Method, seed: int, data: Data, place: SeedFolder, label: str | None = None
 ) -> dict[str, Any]:
     """Train and analyse one method with one seed, or what is left of it; return the analysis."""
-    label = label or f"seed {seed}"
-    run = (method.name, label)
+    run = (method.name, label or f"seed {seed}")
     done = job.leads and place.analysis.exists() and place.weights.exists()
     if not job.fabric.broadcast(done):
 
@@ -314,7 +314,9 @@ def _run(
                 watch=watch,
             )
         if job.leads:
-            measured = _analyse(job.trained(place), data, trained, start=job.model(seed))
+            measured = _analyse(
+                job.trained(place), data, trained, start=job.model(seed), whole=label is None
+            )
             write_json(place.analysis, measured, indent=None)
         job.fabric.barrier()
     analysis: dict[str, Any] = job.fabric.broadcast(read_json(place.analysis) if job.leads else {})
@@ -337,8 +339,13 @@ def _noting_warnings(job: _Job) -> Iterator[None]:
             job.display.say(f"note: {text}")
 
 
-def _analyse(model: nn.Module, data: Data, trained: Trained, *, start: nn.Module) -> dict[str, Any]:
-    """Return what analysis.json holds: everything that is measured on the final model."""
+def _analyse(
+    model: nn.Module, data: Data, trained: Trained, *, start: nn.Module, whole: bool
+) -> dict[str, Any]:
+    """Return what analysis.json holds: everything that is measured on the final model.
+
+    whole: also what its explanations and its robustness are worth, which no choice depends on.
+    """
     y = data.test.tensors[1]
     logits = predict(model, data.test)
     figures = scores(logits, y)
@@ -356,6 +363,7 @@ def _analyse(model: nn.Module, data: Data, trained: Trained, *, start: nn.Module
     left = dict(zip(AMOUNTS, pruning["magnitude-global"]["accuracy"], strict=True))
     pairs = y * data.num_classes + predicted
     confusion = torch.bincount(pairs, minlength=data.num_classes**2)
+    judged, curves = judge(model, data) if whole else ({}, {})
     return {
         "measures": {
             "test_accuracy": figures["accuracy"],
@@ -369,11 +377,13 @@ def _analyse(model: nn.Module, data: Data, trained: Trained, *, start: nn.Module
             "train_wall_s": trained.train_wall_s,
             "train_cpu_s": trained.train_cpu_s,
             "peak_memory_bytes": trained.peak_memory_bytes,
+            **judged,
         },
         "calibration": calibration(confidence, predicted == y),
         "pruning": pruning,
         "weights": weights,
         "confusion": confusion.view(data.num_classes, data.num_classes).tolist(),
+        **curves,
     }
 
 

@@ -67,17 +67,18 @@ def pgd(
     Projected gradient descent: from a uniform random start in the ball, `steps` steps of
     `step_size` (2.5 epsilon / steps, if not given) along the gradient's sign, each put back into
     the ball and the limits; so `restarts` times. What is kept of each sample is the worst of all
-    points that were visited: one that is misclassified before one that is not, then the larger
-    loss. Madry et al., 2018. The start of a sample does not depend on the batch_size. Raises
-    InputError as `fgsm`, and for less than one step or restart.
+    points that were visited, and of that of `fgsm`, so that many steps are never weaker than one:
+    one that is misclassified before one that is not, then the larger loss. Madry et al., 2018.
+    The start of a sample does not depend on the batch_size. Raises InputError as `fgsm`, and for
+    less than one step or restart.
     """
     epsilon, low, high = _checked(x, y, epsilon, low, high, batch_size)
     if steps < 1 or restarts < 1:
         raise InputError(f"steps and restarts must be at least 1, got {steps} and {restarts}.")
     size = STEP_SHARE * epsilon / steps if step_size is None else torch.as_tensor(step_size)
     floor, ceiling = torch.maximum(x - epsilon, low), torch.minimum(x + epsilon, high)
-    worst, highest = x.clone(), x.new_full((len(x),), -torch.inf, dtype=torch.double)
-    wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    worst = fgsm(logits, x, y, epsilon, low, high, batch_size=batch_size)
+    _, highest, wrong = _whole(logits, worst, y, batch_size)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(restarts):
         drawn = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)

@@ -44,7 +44,7 @@ def randomised(model: nn.Module, *, seed: int = 0, cascade: bool = True) -> Iter
     distribution with the mean and deviation of their values. The model stays as it is. Raises
     InputError for a model without parameters.
     """
-    names = [n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    names = layers_of(model)
     if not names:
         raise InputError("the model has no parameters: there is nothing to randomise.")
     current = copy.deepcopy(model)
@@ -54,6 +54,11 @@ def randomised(model: nn.Module, *, seed: int = 0, cascade: bool = True) -> Iter
         with seeded(_FAR * (seed + 1) + place), torch.no_grad():
             _reset(current.get_submodule(name))
         yield name, copy.deepcopy(current) if cascade else current
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    """Return the names of the modules with parameters of their own, from the first to the last."""
+    return [n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
 
 
 def model_randomisation(

@@ -60,7 +60,7 @@ def noise_curve(
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) * scale
             for row, sigma in enumerate(sigmas):
                 noisy = (x + sigma * noise).clamp(low, high) if sigma else x
-                hits[row] += (predict(noisy).argmax(1) == y).cpu() / draws
+                hits[row] += (predict(noisy).argmax(1) == y).cpu().double() / draws
     return _curve(hits, right.cpu())
 
 
