@@ -76,6 +76,35 @@ MEASURES = (
         )
         for removed in (90, 95, 98)
     ),
+    Measure(
+        "faithfulness", "faithfulness", "Explanations", numbers.PERCENT, "higher",
+        "how far accuracy lies below that of a random order while the inputs with the largest "
+        "gradient are replaced, mean over 0 to 90% of them",
+    ),
+    Measure(
+        "accuracy_drop", "accuracy drop", "Explanations", numbers.PERCENT, "lower",
+        "accuracy while the inputs with the largest gradient are replaced, mean over 0 to 90%",
+        column=False,
+    ),
+    Measure(
+        "accuracy_drop_random", "random drop", "Explanations", numbers.PERCENT, "higher",
+        "accuracy while inputs are replaced in a random order, mean over 0 to 90%",
+        column=False,
+    ),
+    Measure(
+        "noise_accuracy", "under noise", "Robustness", numbers.PERCENT, "higher",
+        "accuracy under Gaussian noise, mean over 0 to 50% of the range of an input",
+        column=False,
+    ),
+    Measure(
+        "fgsm_accuracy", "under FGSM", "Robustness", numbers.PERCENT, "higher",
+        "accuracy under the fast gradient sign method, mean over 0 to 20% of the range of an input",
+        column=False,
+    ),
+    Measure(
+        "pgd_accuracy", "under PGD", "Robustness", numbers.PERCENT, "higher",
+        "accuracy under projected gradient descent, mean over 0 to 20% of the range of an input",
+    ),
 )  # fmt: skip
 
 
