@@ -39,7 +39,10 @@ MEASURES = (
         "test_accuracy", "accuracy", "Test set", numbers.PERCENT, "higher",
         "share of test examples that are classified correctly",
     ),
-    Measure("test_loss", "loss", "Test set", numbers.PLAIN, "lower", "mean loss on the test set"),
+    Measure(
+        "test_loss", "loss", "Test set", numbers.PLAIN, "lower", "mean loss on the test set",
+        column=False,
+    ),
     Measure(
         "ece", "ECE", "Test set", numbers.PERCENT, "lower",
         "expected calibration error: how far confidence is from accuracy",
@@ -63,6 +66,7 @@ MEASURES = (
     Measure(
         "update_density", "update density", "Sparsity", numbers.PERCENT, "lower",
         "share of the weights that a training step changes",
+        column=False,
     ),
     Measure(
         "signs_changed", "signs changed", "Sparsity", numbers.PERCENT, "lower",
@@ -72,7 +76,7 @@ MEASURES = (
     *(
         Measure(
             f"accuracy_{removed}_removed", f"{removed}% removed", "Accuracy after pruning",
-            numbers.PERCENT, "higher", _REMOVED.format(removed),
+            numbers.PERCENT, "higher", _REMOVED.format(removed), column=removed < 98,
         )
         for removed in (90, 95, 98)
     ),
