@@ -290,6 +290,11 @@ def test_batches_show_a_function_no_more_than_they_say():
 X, Y = torch.rand(3, 2), torch.zeros(3, dtype=torch.long)
 
 
+def steps(x: Tensor) -> Tensor:
+    """Return outputs that parameters have a gradient in, and inputs have not."""
+    return (x > 0.5).float() @ torch.ones(2, 2, requires_grad=True)
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -302,6 +307,7 @@ X, Y = torch.rand(3, 2), torch.zeros(3, dtype=torch.long)
         (lambda: attacks.pgd(line, X, Y, 0.1, 0, 1, restarts=0), "at least 1, got 20 and 0"),
         (lambda: attacks.pgd(line, X, Y, 0.1, 0, 1, batch_size=0), "batch_size must be at least"),
         (lambda: attacks.fgsm(lambda x: x.detach(), X, Y, 0.1, 0, 1), "outputs have no gradient"),
+        (lambda: attacks.pgd(steps, X, Y, 0.1, 0, 1), "no gradient in its inputs: an attack needs"),
         (
             lambda: attacks.fgsm(lambda x: x[:, :1], X, Y, 0.1, 0, 1),
             r"two or more classes and labels below C: got \(3, 1\), and labels from 0 to 0",

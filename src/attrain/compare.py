@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrain.attribution import saliency
+from attrain.attribution.conditions import has_gradient
 from attrain.config import CompareConfig, JobConfig, TrainConfig, check_job, epochs_of, free_folder
 from attrain.data import Data, load
 from attrain.devices import make_fabric, threads_of
@@ -440,7 +441,10 @@ def _explain(job: _Job, methods: Sequence[Method]) -> None:
         if len(shape) in (1, 3)
     }
     if len(shape) == 3 and shape[0] in (1, 3):
-        write_json(job.folder.samples, _samples(models, job.data), indent=None)
+        x = job.data.test.tensors[0][:1]
+        seeing = {n: m for n, m in models.items() if has_gradient(m, x.to(_device(m)))}
+        if seeing:
+            write_json(job.folder.samples, _samples(seeing, job.data), indent=None)
     if shape == (2,):
         write_json(job.folder.boundary, _boundary(models, job.data), indent=None)
     if is_spiking(job.model(0)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attrain.attribution import attribute
-from attrain.attribution.conditions import as_in_evaluation, progress_bar
+from attrain.attribution.conditions import as_in_evaluation, has_gradient, progress_bar
 from attrain.attribution.methods import find
 from attrain.data import Data
 from attrain.errors import AttributionWarning, InputError
@@ -87,6 +87,19 @@ class Subject:
         return self.logits(x).softmax(1)
 
     @cached_property
+    def differentiable(self) -> bool:
+        """Whether the outputs have a gradient in the inputs, be it 0."""
+        return has_gradient(self.model, self.x[:1])
+
+    def check_gradient(self, name: str) -> None:
+        """Raise InputError where `name` takes a gradient and there is none."""
+        if not self.differentiable:
+            raise InputError(
+                f"the model's outputs have no gradient in its inputs, and {name} takes one: judge "
+                "another --method, such as lrp or occlusion, by other measures than of gradients."
+            )
+
+    @cached_property
     def target(self) -> Tensor:
         """The class of each sample that attributions explain."""
         if self.settings.target == "label":
@@ -97,6 +110,8 @@ class Subject:
     def explain(self, model: nn.Module) -> Tensor:
         """Return attributions [N, ...]; of pictures the mean over the channels, [N, 1, H, W]."""
         settings, method = self.settings, find(self.settings.method)
+        if method.differentiates and method.run is not None:
+            self.check_gradient(settings.method)
         options: Json = {}
         if method.baselines == "many":
             options["baselines"] = self.data.train.tensors[0][:BASELINES].to(self.x.device)
@@ -207,6 +222,7 @@ def _aopc(of: Subject, name: str, measure: Callable[..., Tensor]) -> Found:
 
 def distribution(of: Subject) -> Found:
     """Return how the gradients of the explained outputs are distributed."""
+    of.check_gradient("gradient_distribution")
     gradient = attribute(
         of.model, of.x, of.target, method="saliency", abs=False, batch_size=of.settings.batch_size
     )
@@ -368,24 +384,38 @@ def _counting(
 # At the end of every run --------------------------------------------------------------------------
 
 QUICK = Settings(samples=256, steps=10)
+QUICK_SPIKING = Settings(samples=64, steps=10)
+"""Each row goes through a spiking model many times."""
 
 
-def judge(model: nn.Module, data: Data, settings: Settings = QUICK) -> tuple[Json, Json]:
+def judge(model: nn.Module, data: Data) -> tuple[Json, Json]:
     """Return what a run tells of its final model: figures, and the curves for the report.
 
-    Figures are None where there are too few features to remove. The curves are the parts
-    `faithfulness` and `robustness` of analysis.json.
+    Figures are None where there are too few features to remove, or no gradient. The curves are
+    the parts `faithfulness` and `robustness` of analysis.json.
     """
-    figures: Json = dict.fromkeys(("faithfulness", "accuracy_drop", "accuracy_drop_random"))
-    names: tuple[str, ...] = ("accuracy_drop", "noise", "fgsm", "pgd")
+    figures: Json = dict.fromkeys(JUDGED)
+    settings = QUICK_SPIKING if is_spiking(model) else QUICK
     of = Subject(model, data, settings)
-    if of.features < FEWEST_FEATURES:
-        names = names[1:]
+    names: tuple[str, ...] = ("noise", "fgsm", "pgd") if of.differentiable else ("noise",)
+    if of.differentiable and of.features >= FEWEST_FEATURES:
+        names = ("accuracy_drop", *names)
     found = measure_explanations(model, data, names, settings, progress=False)
     for each in found.values():
-        figures |= {k: v for k, v in each.figures.items() if not k.startswith("accuracy_drop_mean")}
-    parts: Json = {"robustness": {"samples": len(of.x), **{n: found[n].curves for n in names[-3:]}}}
+        figures |= {key: value for key, value in each.figures.items() if key in JUDGED}
+    curves = {name: each.curves for name, each in found.items() if name != "accuracy_drop"}
+    parts: Json = {"robustness": {"samples": len(of.x), **curves}}
     if "accuracy_drop" in found:
         about = {"method": settings.method, "target": settings.target, "samples": len(of.x)}
         parts["faithfulness"] = about | found["accuracy_drop"].curves
     return figures, parts
+
+
+JUDGED = (
+    "faithfulness",
+    "accuracy_drop",
+    "accuracy_drop_random",
+    "noise_accuracy",
+    "fgsm_accuracy",
+    "pgd_accuracy",
+)

@@ -128,8 +128,6 @@ def _ascent(logits: Predict, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         point = x.detach().requires_grad_()
         out = logits(point)
-        if not out.requires_grad:
-            raise InputError("the model's outputs have no gradient: an attack needs one.")
         if (
             out.ndim != 2
             or out.shape[1] < 2
@@ -140,7 +138,12 @@ def _ascent(logits: Predict, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
                 f"{tuple(out.shape)}, and labels from {int(y.min())} to {int(y.max())}."
             )
         others, true = _apart(out, y)
-        (slope,) = torch.autograd.grad((others.logsumexp(1) - true).sum(), point)
+        rise = (others.logsumexp(1) - true).sum()
+        slope = None
+        if rise.requires_grad:
+            (slope,) = torch.autograd.grad(rise, point, allow_unused=True)
+    if slope is None:
+        raise InputError("the model's outputs have no gradient in its inputs: an attack needs one.")
     return slope.detach(), out.detach()
 
 

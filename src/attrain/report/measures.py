@@ -82,17 +82,17 @@ MEASURES = (
     ),
     Measure(
         "faithfulness", "faithfulness", "Explanations", numbers.PERCENT, "higher",
-        "how far accuracy lies below that of a random order while the inputs with the largest "
+        "how far accuracy lies below that of a random order while the features with the largest "
         "gradient are replaced, mean over 0 to 90% of them",
     ),
     Measure(
         "accuracy_drop", "accuracy drop", "Explanations", numbers.PERCENT, "lower",
-        "accuracy while the inputs with the largest gradient are replaced, mean over 0 to 90%",
+        "accuracy while the features with the largest gradient are replaced, mean over 0 to 90%",
         column=False,
     ),
     Measure(
         "accuracy_drop_random", "random drop", "Explanations", numbers.PERCENT, "higher",
-        "accuracy while inputs are replaced in a random order, mean over 0 to 90%",
+        "accuracy while features are replaced in a random order, mean over 0 to 90%",
         column=False,
     ),
     Measure(

@@ -61,10 +61,10 @@ def mean_removal(run: Run, method: str, kind: str, order: str) -> tuple[Array, A
 def _sentence(run: Run) -> str:
     told = [m for m in run.methods if "faithfulness" in m.estimates]
     if not told:
-        return "Accuracy while the inputs with the largest gradient are replaced."
+        return "Accuracy while the features with the largest gradient are replaced."
     each = [f"{label(m.name)} {percent(m, 'faithfulness').rstrip('%')} points" for m in told]
     start = (
-        "While the inputs with the largest gradient are replaced, most salient first, accuracy "
+        "While the features with the largest gradient are replaced, most salient first, accuracy "
         f"lies below that of a random order, in the mean, by: {numbers.joined(each)}"
     )
     if len(told) < 2 or single_seed(run.methods):
@@ -83,7 +83,8 @@ def _about(run: Run) -> str:
     inputs = f" on {numbers.plural(samples, 'test example')}" if samples else ""
     return (
         f"Order by the size of the attribution ({method.replace('_', ' ')}) for the predicted "
-        f"class{inputs}. Rings: the same share of each input replaced in a random order."
+        f"class{inputs}; a feature of an image is a pixel. Rings: the same share of features "
+        "replaced in a random order."
     )
 
 
@@ -91,9 +92,9 @@ def _chart(run: Run, kind: str) -> Mapping[str, Any]:
     lines = list(_lines(run, kind))
     values = np.concatenate([line.y for line in lines])
     svg = line_chart(
-        f"Accuracy with inputs {KINDS.get(kind, kind)}",
+        f"Accuracy with features {KINDS.get(kind, kind)}",
         lines,
-        linear_axis("inputs replaced (%)", np.zeros(0), 0.0, 90.0),
+        linear_axis("features replaced (%)", np.zeros(0), 0.0, 90.0),
         linear_axis("accuracy (%)", values, low=0.0, high=100.0 if values.max() > 90 else None),
         lambda v: f"{v:.0f}% replaced",
         numbers.percentage,
@@ -116,7 +117,7 @@ def _lines(run: Run, kind: str) -> Iterator[Line]:
 
 
 def _table(run: Run, kind: str) -> Table:
-    head, columns = ["inputs replaced"], []
+    head, columns = ["features replaced"], []
     for method in run.methods:
         for order in ("accuracy", "random"):
             x, y = mean_removal(run, method.name, kind, order)
@@ -134,7 +135,7 @@ def _table(run: Run, kind: str) -> Table:
         )
         for share in shares
     ]
-    return Table(f"Accuracy, inputs {KINDS.get(kind, kind)}", tuple(head), tuple(rows))
+    return Table(f"Accuracy, features {KINDS.get(kind, kind)}", tuple(head), tuple(rows))
 
 
 def _rows(run: Run) -> Iterator[tuple[object, ...]]:
