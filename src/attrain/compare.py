@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from attrain.attribution import saliency
 from attrain.attribution.conditions import has_gradient
-from attrain.config import CompareConfig, JobConfig, TrainConfig, check_job, epochs_of, free_folder
+from attrain.config import (
+    CompareConfig,
+    JobConfig,
+    TrainConfig,
+    TrainingConfig,
+    check_job,
+    epochs_of,
+    free_folder,
+)
 from attrain.data import Data, load
 from attrain.devices import make_fabric, threads_of
 from attrain.errors import CreditWarning, InputError
@@ -316,8 +324,9 @@ def _run(
             )
         if job.leads:
             measured = _analyse(
-                job.trained(place), data, trained, start=job.model(seed), whole=label is None
-            )
+                job.trained(place), data, trained, start=job.model(seed),
+                judged_by=None if label else _rows_at_once(job.config.training),
+            )  # fmt: skip
             write_json(place.analysis, measured, indent=None)
         job.fabric.barrier()
     analysis: dict[str, Any] = job.fabric.broadcast(read_json(place.analysis) if job.leads else {})
@@ -341,11 +350,12 @@ def _noting_warnings(job: _Job) -> Iterator[None]:
 
 
 def _analyse(
-    model: nn.Module, data: Data, trained: Trained, *, start: nn.Module, whole: bool
+    model: nn.Module, data: Data, trained: Trained, *, start: nn.Module, judged_by: int | None
 ) -> dict[str, Any]:
     """Return what analysis.json holds: everything that is measured on the final model.
 
-    whole: also what its explanations and its robustness are worth, which no choice depends on.
+    judged_by: rows at once with which its explanations and its robustness are measured as well;
+    None leaves them out.
     """
     y = data.test.tensors[1]
     logits = predict(model, data.test)
@@ -364,7 +374,7 @@ def _analyse(
     left = dict(zip(AMOUNTS, pruning["magnitude-global"]["accuracy"], strict=True))
     pairs = y * data.num_classes + predicted
     confusion = torch.bincount(pairs, minlength=data.num_classes**2)
-    judged, curves = judge(model, data) if whole else ({}, {})
+    judged, curves = judge(model, data, batch_size=judged_by) if judged_by else ({}, {})
     return {
         "measures": {
             "test_accuracy": figures["accuracy"],
@@ -386,6 +396,11 @@ def _analyse(
         "confusion": confusion.view(data.num_classes, data.num_classes).tolist(),
         **curves,
     }
+
+
+def _rows_at_once(config: TrainingConfig) -> int:
+    """Return how many rows training had in memory at once, but no more than are of use."""
+    return min(128, max(1, config.batch_size // (config.accumulate * config.devices)))
 
 
 def _mean(values: Iterable[float]) -> float:

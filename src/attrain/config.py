@@ -153,9 +153,9 @@ class EvaluateConfig:
     """Activation of the model. None: that of the job which the weights belong to."""
     measures: tuple[str, ...] = MEASURES
     """What to measure. One pass over the test set: accuracy, loss, ece, gini, sparsity. On
-    --samples of it, with about as many passes of each: accuracy_drop (80), comprehensiveness (6),
-    sufficiency (6), gradient_distribution (3), model_randomisation (3 for each layer), noise (19),
-    fgsm (30) and pgd (330, with the attack's steps and restarts)."""
+    --samples of it, with about as many passes of each: accuracy_drop (83), comprehensiveness (9),
+    sufficiency (9), gradient_distribution (3), model_randomisation (3 for each layer), noise (19),
+    fgsm (24) and pgd (at most 354 with 20 steps from one start)."""
     samples: int = 256
     """Test samples that explanations and robustness are measured on, drawn with the seed."""
     method: str = "saliency"

@@ -1,5 +1,6 @@
 """Measures of a trained model by name, each from the same few samples of the test set."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -388,14 +389,16 @@ QUICK_SPIKING = Settings(samples=64, steps=10)
 """Each row goes through a spiking model many times."""
 
 
-def judge(model: nn.Module, data: Data) -> tuple[Json, Json]:
+def judge(model: nn.Module, data: Data, *, batch_size: int = 128) -> tuple[Json, Json]:
     """Return what a run tells of its final model: figures, and the curves for the report.
 
-    Figures are None where there are too few features to remove, or no gradient. The curves are
-    the parts `faithfulness` and `robustness` of analysis.json.
+    batch_size: the most rows that go through the model at once, with their gradients. Figures are
+    None where there are too few features to remove, or no gradient. The curves are the parts
+    `faithfulness` and `robustness` of analysis.json.
     """
     figures: Json = dict.fromkeys(JUDGED)
     settings = QUICK_SPIKING if is_spiking(model) else QUICK
+    settings = dataclasses.replace(settings, batch_size=batch_size)
     of = Subject(model, data, settings)
     names: tuple[str, ...] = ("noise", "fgsm", "pgd") if of.differentiable else ("noise",)
     if of.differentiable and of.features >= FEWEST_FEATURES:
