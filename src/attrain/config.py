@@ -152,8 +152,8 @@ class EvaluateConfig:
     activation: str | None = None
     """Activation of the model. None: that of the job which the weights belong to."""
     measures: tuple[str, ...] = MEASURES
-    """What to measure. One pass over the test set: accuracy, loss, ece, gini, sparsity. On
-    --samples of it, with about as many passes of each: accuracy_drop (83), comprehensiveness (9),
+    """What to measure. One pass over the test set: accuracy, loss, ece, gini, sparsity. On some
+    test samples, with about as many passes of each: accuracy_drop (83), comprehensiveness (9),
     sufficiency (9), gradient_distribution (3), model_randomisation (3 for each layer), noise (19),
     fgsm (24) and pgd (at most 354 with 20 steps from one start)."""
     samples: int = 256
