@@ -15,6 +15,7 @@ Json = dict[str, Any]
 METHODS = ("sgd", "lfp", "sgd-l1")
 LAYERS = (("fc1", 64, 64), ("fc2", 64, 32), ("fc3", 32, 10))
 REMOVED = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+FRACTIONS = tuple(k / 10 for k in range(10))
 BATCH, TRAIN = 32, 1437
 
 # Final accuracy, epochs to settle, CPU seconds per step, Laplace share of the weights, how much
@@ -185,6 +186,8 @@ def _train(folder: Path, method: str, seed: int, epochs: int) -> Json:
     curve = _pruned(last["test_accuracy"], robust + 0.01 * noise.normal(), 0.1)
     local = _pruned(last["test_accuracy"], robust - 0.06 + 0.01 * noise.normal(), 0.1)
     weights = _weights(noise, peaked)
+    removal, robustness = _removal(noise, accuracy, peaked), _robustness(noise, accuracy, peaked)
+    drop = removal["backgrounds"]["corner"]
     _json(
         place / "analysis.json",
         {
@@ -195,6 +198,8 @@ def _train(folder: Path, method: str, seed: int, epochs: int) -> Json:
             },
             "weights": weights,
             "confusion": [],
+            "faithfulness": removal,
+            "robustness": robustness,
         },
     )
     at = dict(zip(REMOVED, curve, strict=True))
@@ -208,6 +213,13 @@ def _train(folder: Path, method: str, seed: int, epochs: int) -> Json:
         "accuracy_90_removed": at[0.9],
         "accuracy_95_removed": at[0.95],
         "accuracy_98_removed": at[0.98],
+        "faithfulness": _area(FRACTIONS, drop["random"]) - _area(FRACTIONS, drop["accuracy"]),
+        "accuracy_drop": _area(FRACTIONS, drop["accuracy"]),
+        "accuracy_drop_random": _area(FRACTIONS, drop["random"]),
+        **{
+            f"{kind}_accuracy": _area(robustness[kind]["sizes"], robustness[kind]["overall"])
+            for kind in ("noise", "fgsm", "pgd")
+        },
         "step_cpu_s": step_s,
         "train_wall_s": epochs * steps * step_s * 1.04,
         "train_cpu_s": epochs * steps * step_s,
@@ -220,6 +232,48 @@ def _pruned(dense: float, robust: float, chance: float) -> list[float]:
     kept = np.log10(1 - np.array(REMOVED))
     fall = 1 / (1 + np.exp(-9 * (kept - np.log10(max(1 - robust, 0.005)) + 0.28)))
     return [round(float(v) * 360) / 360 for v in chance + (dense - chance) * fall]
+
+
+def _removal(noise: np.random.Generator, accuracy: float, peaked: float) -> Json:
+    """Accuracy falls with what is replaced, faster in the order of a map than at random."""
+    share = np.array(FRACTIONS)
+
+    def falling(rate: float) -> list[float]:
+        lost = np.exp(-rate * share) + 0.01 * noise.normal(size=share.size)
+        return [float(v) for v in np.clip(0.05 + (accuracy - 0.05) * lost, 0, 1)]
+
+    return {
+        "method": "saliency",
+        "target": "predicted",
+        "samples": 256,
+        "fractions": list(FRACTIONS),
+        "backgrounds": {
+            name: {"accuracy": falling(rate - 1.5 * peaked), "random": falling(1.6)}
+            for name, rate in (("corner", 7.0), ("mean", 6.0))
+        },
+    }
+
+
+def _robustness(noise: np.random.Generator, accuracy: float, peaked: float) -> Json:
+    found: Json = {"samples": 256}
+    for kind, most, rate in (("noise", 0.5, 1.0), ("fgsm", 0.2, 14.0), ("pgd", 0.2, 19.0)):
+        sizes = [most * share for share in (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)]
+        kept = np.exp(-(rate - peaked) * np.array(sizes)) * (1 + 0.01 * noise.normal())
+        kept = np.clip(kept, 0, 1)
+        kept[0] = 1
+        found[kind] = {
+            "sizes": sizes,
+            "overall": [float(v) for v in accuracy * kept],
+            "of_correct": [float(v) for v in kept],
+        }
+    found["noise"]["draws"] = 3
+    found["fgsm"]["without_gradient"] = 0.0
+    found["pgd"] |= {"steps": 10, "restarts": 1, "without_gradient": 0.0}
+    return found
+
+
+def _area(x: Sequence[float], y: Sequence[float]) -> float:
+    return float(np.trapezoid(y, x)) / (x[-1] - x[0])
 
 
 def _weights(noise: np.random.Generator, peaked: float) -> Json:

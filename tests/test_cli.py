@@ -266,6 +266,42 @@ def test_evaluation_agrees_with_the_job(job, capsys):
     assert re.fullmatch(r"accuracy  0\.\d{4}\n", capsys.readouterr().out)
 
 
+def test_explanations_and_robustness_are_measured_on_a_checkpoint(job, tmp_path, capsys):
+    out = tmp_path / "curves.json"
+    names = ["accuracy", "accuracy_drop", "gradient_distribution", "pgd"]
+    given = ["--measures", *names, "--samples", "40", "--attack-steps", "2", "--out", str(out)]
+    assert run(["evaluate", str(job / "lfp/seed-0"), "--json", *given]) == 0
+    found = json.loads(capsys.readouterr().out)
+    told = json.loads(out.read_text())
+    assert told["figures"] == found and told["kind"] == "measures"
+    assert list(told["curves"]) == names[1:] and told["settings"]["samples"] == 40
+    assert {
+        "accuracy",
+        "faithfulness",
+        "accuracy_drop",
+        "gradient_kurtosis",
+        "pgd_accuracy",
+    } <= set(found)
+    curve = told["curves"]["pgd"]
+    assert len(curve["sizes"]) == len(curve["overall"]) and curve["steps"] == 2
+    assert len(told["curves"]["gradient_distribution"]["kurtosis"]) == 40
+
+
+def test_a_function_that_returns_a_model_is_measured(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def model():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ["--data", "digits", "--measures", "noise", "sufficiency", "--samples", "20"]
+    assert run(["evaluate", "mine:model", *given]) == 0
+    assert re.fullmatch(
+        r"noise_accuracy  \d\.\d{4}\nsufficiency     -?\d\.\d{4}\n", capsys.readouterr().out
+    )
+
+
 def test_pruned_weights_have_the_accuracy_that_was_told(job, tmp_path, capsys):
     out = tmp_path / "small.safetensors"
     assert run(["prune", str(job / "sgd/seed-0"), "--amount", "0.5", "--out", str(out)]) == 0
@@ -313,6 +349,15 @@ def test_pruning_does_not_overwrite(job, tmp_path, told):
         (["evaluate", "{job}/config.json"], "is neither a .safetensors file nor a .pt"),
         (["evaluate", "{run}", "--measures", "acuracy"], "Did you mean 'accuracy'?"),
         (["evaluate", "{run}", "--measures"], "--measures is empty"),
+        (["evaluate", "{run}", "--measures", "accuracy-drop"], "Did you mean 'accuracy_drop'?"),
+        (["evaluate", "{run}", "--measures", "pgd", "pgd"], "names pgd more than once: name it"),
+        (["evaluate", "{run}", "--method", "salience"], "Did you mean 'saliency'?"),
+        (["evaluate", "{run}", "--samples", "0"], "--samples 0 is too small: give at least 1."),
+        (["evaluate", "{run}", "--attack-steps", "0"], "--attack-steps 0 is too small"),
+        (["evaluate", "{run}", "--out", "c.txt"], "--out c.txt must end in .json, the format"),
+        (["evaluate", "{run}", "--out", "{job}/config.json"], "exists already: give another --out"),
+        (["evaluate", "some:model"], "some:model does not say what it was trained on: give --da"),
+        (["evaluate", "some:model", "--data", "digits", "--model", "mlp"], "leave --model and --"),
         (["evaluate", "{run}", "--model", "lenet"], "holds the weights of another model"),
         (["evaluate", "{lone}"], "give --data and --model."),
         (["evaluate", "{cut}", "--data", "digits", "--model", "mlp"], "may have been cut short"),

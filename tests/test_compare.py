@@ -16,6 +16,7 @@ from attrain.config import CompareConfig, TrainConfig, TrainingConfig
 from attrain.data import load
 from attrain.errors import AttrainError, InputError
 from attrain.live import Display, clock
+from attrain.metrics.faithfulness import area
 from attrain.models import build
 from attrain.pruning import AMOUNTS
 from attrain.runs import load_weights, read_json, read_jsonl
@@ -36,6 +37,12 @@ MEASURES = {
     "train_wall_s",
     "train_cpu_s",
     "peak_memory_bytes",
+    "faithfulness",
+    "accuracy_drop",
+    "accuracy_drop_random",
+    "noise_accuracy",
+    "fgsm_accuracy",
+    "pgd_accuracy",
 }
 
 
@@ -75,6 +82,8 @@ def test_the_rival_is_tuned_on_a_part_of_the_training_set(out):
         measures = read_json(place / "analysis.json")["measures"]
         assert score == (measures["test_accuracy"] + measures["accuracy_90_removed"]) / 2
         assert np.sum(read_json(place / "analysis.json")["confusion"]) == 144
+        # No choice depends on explanations, so the trials are not judged by them.
+        assert not {"faithfulness", "robustness"} & read_json(place / "analysis.json").keys()
 
 
 def test_the_results_hold_every_measure_of_every_seed(out):
@@ -127,6 +136,17 @@ def test_every_run_is_described_and_its_weights_do_what_is_said(out):
         labels = data.test.tensors[1].bincount(minlength=10).tolist()
         assert confusion.sum(1).tolist() == labels
         assert sum(entry["count"] for entry in analysis["calibration"]["bins"]) == 360
+        faithful, robust = analysis["faithfulness"], analysis["robustness"]
+        assert list(faithful["backgrounds"]) == ["corner", "mean"]
+        assert faithful["samples"] == robust["samples"] == 256
+        drop = faithful["backgrounds"]["corner"]["accuracy"]
+        assert analysis["measures"]["accuracy_drop"] == pytest.approx(area(drop))
+        for kind in ("noise", "fgsm", "pgd"):
+            curve = robust[kind]
+            assert curve["overall"][0] == pytest.approx(drop[0]) and curve["of_correct"][0] == 1
+            assert analysis["measures"][f"{kind}_accuracy"] == pytest.approx(
+                area(curve["overall"], curve["sizes"])
+            )
         assert [layer["name"] for layer in analysis["weights"]["layers"]] == [
             "fc1.weight",
             "fc2.weight",
@@ -379,3 +399,16 @@ def test_the_default_job_reaches_its_figures(tmp_path):
     assert lfp["test_accuracy"]["mean"] >= 0.96
     assert rival["test_accuracy"]["mean"] >= 0.96
     assert lfp["accuracy_90_removed"]["mean"] > sgd["accuracy_90_removed"]["mean"]
+
+
+def test_a_model_without_gradients_is_compared_by_what_can_be_measured(tmp_path):
+    config = CompareConfig(
+        out=tmp_path / "out", methods=("lfp",), seeds=1, rival=False, activation="step",
+        training=TRAINING,
+    )  # fmt: skip
+    out = compare(config)
+    measures = read_json(out / "results.json")["methods"]["lfp"]
+    assert measures["pgd_accuracy"]["mean"] is None and measures["faithfulness"]["mean"] is None
+    assert measures["noise_accuracy"]["mean"] > 0
+    assert not (out / "samples.json").exists()
+    assert "under PGD" not in (out / "report.html").read_text()

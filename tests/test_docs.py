@@ -21,6 +21,8 @@ import attrain
 from attrain import audit, cli
 from attrain.attribution import METHODS as ATTRIBUTIONS
 from attrain.config import (
+    EXPLANATION_MEASURES,
+    MEASURES,
     AttributeConfig,
     CompareConfig,
     EvaluateConfig,
@@ -33,6 +35,7 @@ from attrain.config import (
 )
 from attrain.data import NAMES, series
 from attrain.errors import CreditWarning
+from attrain.measuring import JUDGED
 from attrain.methods import METHODS
 from attrain.models import ACTIVATIONS, ARCHITECTURES, TEXT_ARCHITECTURES, build
 from attrain.rules import REGISTRY, registry
@@ -227,6 +230,15 @@ def test_the_page_of_attribution_has_every_method_option_and_argument() -> None:
     assert set(signature.parameters) - {"options"} <= told
     command_line = words("reference/command-line.md")
     assert {name.strip(",") for name in ATTRIBUTIONS} <= {each.strip(",") for each in command_line}
+
+
+def test_the_page_of_measures_has_every_name_and_figure() -> None:
+    told = words("reference/measures.md")
+    assert {*MEASURES, *EXPLANATION_MEASURES, *JUDGED} <= told
+    command_line = {word.strip(",") for word in words("reference/command-line.md")}
+    assert {*MEASURES, *EXPLANATION_MEASURES} <= command_line
+    folder = (DOCS / "reference" / "run-folder.md").read_text()
+    assert all(f'"{figure}": ' in folder for figure in JUDGED)
 
 
 def test_the_presets_have_the_numbers_that_the_documents_tell() -> None:

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
 from attrain.errors import InputError
-from attrain.metrics import faithfulness, shapley, stability
+from attrain.metrics import faithfulness, randomisation, roar, shapley, stability
 
 WEIGHTS = torch.tensor([[4.0, -1.0], [2.0, 3.0], [1.0, 0.5], [-2.0, 1.0]], dtype=torch.float64)
 
@@ -237,6 +237,115 @@ def test_shapley_values_as_by_hand():
     assert shapley.shapley_values(glove, 3).tolist() == pytest.approx([2 / 3, 1 / 6, 1 / 6])
 
 
+def test_a_corner_is_the_background_of_its_own_image():
+    x = torch.arange(16.0).reshape(2, 2, 2, 2)
+    assert faithfulness.corner(x).flatten().tolist() == [0.0, 4.0, 8.0, 12.0]
+    attribution = torch.tensor([[[[0.0, 0.0], [0.0, 9.0]]]]).expand(2, 1, 2, 2)
+    found = faithfulness.removed(x, attribution, 0.25, faithfulness.corner(x))
+    assert found[:, :, 1, 1].tolist() == [[0.0, 4.0], [8.0, 12.0]]
+    assert torch.equal(found.flatten(2)[:, :, :3], x.flatten(2)[:, :, :3])
+
+
+def test_a_random_attribution_has_another_order_for_each_sample_and_seed():
+    found = faithfulness.random_attribution(torch.zeros(2, 3, 5), seed=1)
+    assert found.shape == (2, 3, 5) and not torch.equal(found[0].argsort(), found[1].argsort())
+    assert torch.equal(found, faithfulness.random_attribution(torch.zeros(2, 3, 5), seed=1))
+    assert not torch.equal(found, faithfulness.random_attribution(torch.zeros(2, 3, 5), seed=2))
+
+
+# ROAR ---------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=20)
+@given(small, st.sampled_from([(2, 3, 3), (4, 3), (5,)]))
+def test_the_sets_of_roar_equal_their_twin(seed, shape):
+    generator = torch.Generator().manual_seed(seed)
+    sets = [torch.randn(n, *shape, generator=generator, dtype=torch.float64) for n in (4, 2)]
+    given_ = [torch.randn(len(x), *shape, generator=generator) for x in sets]
+    found = roar.roar_sets(*sets, *given_, 0.4, seed=seed)
+    features = math.prod(shape)
+    for x, attribution, changed in zip(sets, given_, found, strict=True):
+        chosen = slow_top(attribution, round(0.4 * features), seed)
+        for place in np.ndindex(*x.shape):
+            # One mean of each channel of a picture, else one of each feature.
+            like = [v for v in np.ndindex(*sets[0].shape)
+                    if v[1] == place[1] and (len(shape) == 3 or v[1:] == place[1:])]  # fmt: skip
+            mean = sum(float(sets[0][v]) for v in like) / len(like)
+            wanted = mean if chosen[place] else float(x[place])
+            assert float(changed[place]) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_sets_of_roar_as_by_hand():
+    train, test = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[9.0, 9.0]])
+    first = torch.tensor([[5.0, 0.0], [0.0, -5.0]])
+    found = roar.roar_sets(train, test, first, -first[:1], 0.5)
+    assert found.train.tolist() == [[2.0, 2.0], [3.0, 3.0]] and found.test.tolist() == [[2.0, 9.0]]
+    black = roar.roar_sets(train, test, first, first[:1], 1.0, 0.0)
+    assert not black.train.any() and not black.test.any()
+    assert train.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+# Random parameters --------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """Parameters of its own, and no way to start them anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def _three() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 3), Scaled(), nn.ReLU(), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+def test_layers_turn_random_from_the_last_to_the_first(cascade):
+    model = _three()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    states = [
+        (name, {key: not torch.equal(value, before[key]) for key, value in m.state_dict().items()})
+        for name, m in randomisation.randomised(model, seed=1, cascade=cascade)
+    ]
+    assert [name for name, _ in states] == ["3", "1", "0"]
+    for place, (_, changed) in enumerate(states):
+        gone = ["3", "1", "0"][: place + 1] if cascade else [["3", "1", "0"][place]]
+        assert {key.split(".")[0] for key, other in changed.items() if other} == set(gone)
+        assert all(changed[key] for key in changed if key.split(".")[0] in gone)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    state = torch.get_rng_state()
+    list(randomisation.randomised(model))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_does_not_depend_on_the_model_stays_the_same():
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    model = _three()
+
+    def data_alone(model: nn.Module) -> Tensor:
+        return -x
+
+    def weights(model: nn.Module) -> Tensor:
+        return x.abs() * 0 + model[0].weight.abs().sum(0)
+
+    found = randomisation.model_randomisation(model, data_alone)
+    assert [each.mean for each in found] == pytest.approx([1.0] * 3)
+    assert [each.samples for each in found] == [6] * 3
+    found = randomisation.model_randomisation(model, weights, seed=2)
+    assert [each.layer for each in found] == ["3", "1", "0"]
+    assert [each.mean for each in found][:2] == pytest.approx([1.0, 1.0])
+    other = list(randomisation.randomised(model, seed=2))[-1][1]
+    a, b = (slow_ranks(m[0].weight.abs().sum(0).tolist()) for m in (model, other))
+    assert found[2].mean == pytest.approx(np.corrcoef(a, b)[0, 1]) and found[2].mean < 1
+    flat = randomisation.model_randomisation(model, lambda m: torch.zeros(6, 5))
+    assert [(each.mean, each.samples) for each in flat] == [(None, 0)] * 3
+
+
 # Mistakes -----------------------------------------------------------------------------------------
 
 ONE = torch.ones(2, 4)
@@ -259,6 +368,15 @@ ONE = torch.ones(2, 4)
         (lambda: stability.relative_change(ONE, ONE[:1]), r"the shapes \(2, 4\) and \(1, 4\)"),
         (lambda: stability.rank_correlation(ONE[0], ONE[0]), r"got the shapes \(4,\) and \(4,\)"),
         (lambda: stability.relative_spread(ONE[None]), r"at least two draws .* \(1, 2, 4\)"),
+        (lambda: faithfulness.corner(ONE), r"of images \[N, C, H, W\], got the shape \(2, 4\)"),
+        (
+            lambda: roar.roar_sets(ONE, ONE[:, :3], ONE, ONE[:, :3], 0.5),
+            r"one shape: got \(4,\) to train on and \(3,\) to test on",
+        ),
+        (
+            lambda: randomisation.model_randomisation(nn.ReLU(), lambda m: ONE),
+            "the model has no parameters: there is nothing to randomise",
+        ),
         (lambda: shapley.shapley_values(lambda c: c.sum(1), 17), "1..16 players are possible, got"),
         (lambda: shapley.shapley_values(lambda c: c.sum(), 3), "each of 8 coalitions, got the sha"),
     ],

@@ -39,7 +39,9 @@ from attrain.report.palette import LIGHT, css, label
 from attrain.report.raster import png
 from attrain.report.sections import SECTIONS, weights
 from attrain.report.sections.curves import mean_curve
+from attrain.report.sections.faithfulness import mean_removal
 from attrain.report.sections.pruning import mean_pruning
+from attrain.report.sections.robustness import mean_robustness
 from attrain.report.sections.saliency import concentration
 
 MEASURE = {measure.key: measure for measure in MEASURES}
@@ -149,8 +151,9 @@ def test_the_report_has_its_sections_in_order(digits, swirl):
     def anchors(folder):
         return re.findall(r'<section id="(\w+)"', page(folder))
 
-    assert anchors(digits) == ["verdict", "curves", "weights", "saliency", "checks"]
-    assert anchors(swirl) == ["verdict", "curves", "weights", "boundary", "checks"]
+    judged = ["faithfulness", "robustness"]
+    assert anchors(digits) == ["verdict", "curves", "weights", "saliency", *judged, "checks"]
+    assert anchors(swirl) == ["verdict", "curves", "weights", "boundary", *judged, "checks"]
 
 
 def test_every_section_begins_with_a_sentence(digits, swirl):
@@ -253,12 +256,14 @@ def test_every_plot_has_its_data_as_csv(digits):
     files = {name: unquote(text).splitlines() for name, text in files}
     assert set(files) == {
         "verdict.csv", "learning-curves.csv", "weights.csv", "gini.csv", "pruning.csv",
-        "saliency.csv",
+        "saliency.csv", "accuracy-drop.csv", "robustness.csv",
     }  # fmt: skip
     assert len(files["learning-curves.csv"]) == 1 + 3 * 3 * 30
     assert files["learning-curves.csv"][1].startswith("sgd,0,1,45,")
     assert len(files["pruning.csv"]) == 1 + 3 * 3 * 2 * 16
     assert len(files["saliency.csv"]) == 1 + 3 * 18
+    assert len(files["accuracy-drop.csv"]) == 1 + 3 * 3 * 2 * 2 * 10
+    assert len(files["robustness.csv"]) == 1 + 3 * 3 * 3 * 6
     wanted = json.loads((digits / "results.json").read_text())["methods"]["lfp"]["gini"]["mean"]
     row = next(line for line in files["verdict.csv"] if line.startswith("lfp,gini,"))
     assert float(row.split(",")[2]) == pytest.approx(wanted, rel=1e-5)
@@ -455,6 +460,14 @@ DAMAGE = [
     lambda v: v.update(pruning={"magnitude-local": {"removed": [0.3], "accuracy": [0.1]}}),
     lambda v: v["weights"]["layers"].pop(),
     lambda v: v["weights"].pop("gini"),
+    lambda v: v.update(faithfulness=[1], robustness="none"),
+    lambda v: v.update(faithfulness={"backgrounds": {"corner": 1}}, robustness={"pgd": {}}),
+    lambda v: v["faithfulness"]["backgrounds"]["mean"].pop("random"),
+    lambda v: v["faithfulness"].pop("samples"),
+    lambda v: v["robustness"]["pgd"].update(of_correct=[None] * 6),
+    lambda v: v["robustness"]["fgsm"].update(overall=[0.5]),
+    lambda v: v["robustness"].pop("noise"),
+    lambda v: v["robustness"]["pgd"].update(sizes=[0.0, 1, 2, 3, 4, 5]),
 ]
 
 
@@ -506,6 +519,92 @@ def test_a_long_run_of_many_methods_stays_readable(tmp_path):
     assert table.count("<tr>") < 65
     lines = verdict_lines(json.loads((folder / "results.json").read_text()))
     assert max(map(len, lines)) <= 100
+
+
+# Explanations and robustness --------------------------------------------------------------------
+
+
+def stored(folder, method, seed):
+    return json.loads((folder / method / f"seed-{seed}" / "analysis.json").read_text())
+
+
+def test_the_faithfulness_section_tells_the_gap_to_random_orders_and_warns(digits):
+    text = words(digits)
+    gaps = json.loads((digits / "results.json").read_text())["methods"]
+    said = re.search(r"below that of a random order, in the mean, by: (.*?)\.(?: |$)", text)[1]
+    for name in ("SGD", "LFP", "SGD-L1"):
+        (told,) = re.findall(rf"(?:^| ){name} ([\d.]+) points", said)
+        assert float(told) == pytest.approx(
+            100 * gaps[name.lower()]["faithfulness"]["mean"], abs=0.6
+        )
+    assert "Inputs off the distribution." in text and "Hooker et al., 2019" in text
+    assert "(saliency) for the predicted class on 256 test examples" in text
+    for title in ("Replaced by the image's own corner pixel", "Replaced by the mean of the train"):
+        assert title in text
+
+
+def test_every_method_has_its_curve_and_the_rings_of_its_random_order(digits):
+    (body,) = re.findall(r'<section id="faithfulness".*?</section>', page(digits), re.S)
+    charts = re.findall(r'<svg class="chart".*?</svg>', body, re.S)
+    assert len(charts) == 2
+    for chart in charts:
+        assert chart.count('class="ring"') == 3 * 10 and chart.count('class="thick"') == 3
+        assert chart.count('class="thin"') == 3 * 3
+        for name in ("SGD", "LFP", "SGD-L1"):
+            assert f'data-name="{name}"' in chart and f'data-name="{name}, random order"' in chart
+    run = read_run(digits)
+    for order in ("accuracy", "random"):
+        shares, accuracy = mean_removal(run, "lfp", "mean", order)
+        wanted = [
+            stored(digits, "lfp", seed)["faithfulness"]["backgrounds"]["mean"][order]
+            for seed in range(3)
+        ]
+        assert shares.tolist() == pytest.approx([k / 10 for k in range(10)])
+        assert accuracy.tolist() == pytest.approx(np.mean(wanted, axis=0).tolist())
+        assert f"<td>{100 * accuracy[3]:.1f}%</td>" in body
+
+
+def test_the_robustness_section_tells_accuracies_where_half_is_lost(digits):
+    run = read_run(digits)
+    curves = {name: mean_robustness(run, name, "pgd") for name in run.runs}
+    first = next(
+        k for k in range(6) if any(y[k] < y[0] / 2 for _, y in curves.values())
+    )  # fmt: skip
+    x, y = curves["lfp"]
+    assert f"Under PGD of up to {100 * x[first]:g}% of an input's range, accuracy is SGD" in words(
+        digits
+    )
+    assert f"LFP {100 * y[first]:.1f}%" in words(digits)
+    assert "PGD takes 10 steps from 1 random start" in words(digits)
+    (body,) = re.findall(r'<section id="robustness".*?</section>', page(digits), re.S)
+    assert len(re.findall(r'<svg class="chart"', body)) == 3
+
+
+def test_a_model_without_gradients_is_not_called_robust(tmp_path):
+    folder = write_run(tmp_path / "run", methods=["sgd", "lfp"], seeds=1, epochs=2, samples=0)
+    write_report(folder)
+    assert "the gradient is 0 for" not in words(folder)
+
+    def masked(value):
+        value["robustness"]["pgd"]["without_gradient"] = 0.75
+        value["robustness"]["fgsm"]["without_gradient"] = 0.75
+
+    rewrite(folder / "lfp" / "seed-0" / "analysis.json", masked)
+    write_report(folder)
+    assert "LFP: the gradient is 0 for 75.0% of the inputs" in words(folder)
+
+
+def test_runs_without_these_measures_have_no_such_sections(tmp_path):
+    folder = write_run(tmp_path / "run", methods=["sgd", "lfp"], seeds=1, epochs=2, samples=0)
+    for name in ("sgd", "lfp"):
+        rewrite(
+            folder / name / "seed-0" / "analysis.json",
+            lambda v: (v.pop("faithfulness"), v.pop("robustness")),
+        )
+        write_report(folder)
+        half = name == "sgd"
+        assert ('id="robustness"' in page(folder)) is half
+        assert ("Not measured yet: SGD." in words(folder)) is half
 
 
 # What the verdict may say -----------------------------------------------------------------------

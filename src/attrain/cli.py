@@ -167,7 +167,7 @@ def _evaluate(config: EvaluateConfig) -> int:
     else:
         width = max(map(len, found))
         for name, value in found.items():
-            print(f"{name:<{width}}  {value:.4f}")
+            print(f"{name:<{width}}  {'-' if value is None else f'{value:.4f}'}")
     return 0
 
 

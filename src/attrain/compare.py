@@ -15,11 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrain.attribution import saliency
-from attrain.config import CompareConfig, JobConfig, TrainConfig, check_job, epochs_of, free_folder
+from attrain.attribution.conditions import has_gradient
+from attrain.config import (
+    CompareConfig,
+    JobConfig,
+    TrainConfig,
+    TrainingConfig,
+    check_job,
+    epochs_of,
+    free_folder,
+)
 from attrain.data import Data, load
 from attrain.devices import make_fabric, threads_of
 from attrain.errors import CreditWarning, InputError
 from attrain.live import Display
+from attrain.measuring import judge
 from attrain.methods import Method, find, fitting, is_spiking
 from attrain.metrics.calibration import calibration
 from attrain.metrics.sparsity import connection_weights, signs_changed, weight_summary
@@ -294,8 +304,7 @@ def _run(
     """Train and analyse one method with one seed, or what is left of it; return the analysis."""
     # Of texts, a part of the training set has a vocabulary and word vectors of its own.
     job = dataclasses.replace(job, data=data)
-    label = label or f"seed {seed}"
-    run = (method.name, label)
+    run = (method.name, label or f"seed {seed}")
     done = job.leads and place.analysis.exists() and place.weights.exists()
     if not job.fabric.broadcast(done):
 
@@ -321,7 +330,10 @@ def _run(
                 watch=watch,
             )
         if job.leads:
-            measured = _analyse(job.trained(place), data, trained, start=job.model(seed))
+            measured = _analyse(
+                job.trained(place), data, trained, start=job.model(seed),
+                judged_by=None if label else _rows_at_once(job.config.training),
+            )  # fmt: skip
             write_json(place.analysis, measured, indent=None)
         job.fabric.barrier()
     analysis: dict[str, Any] = job.fabric.broadcast(read_json(place.analysis) if job.leads else {})
@@ -344,8 +356,14 @@ def _noting_warnings(job: _Job) -> Iterator[None]:
             job.display.say(f"note: {text}")
 
 
-def _analyse(model: nn.Module, data: Data, trained: Trained, *, start: nn.Module) -> dict[str, Any]:
-    """Return what analysis.json holds: everything that is measured on the final model."""
+def _analyse(
+    model: nn.Module, data: Data, trained: Trained, *, start: nn.Module, judged_by: int | None
+) -> dict[str, Any]:
+    """Return what analysis.json holds: everything that is measured on the final model.
+
+    judged_by: rows at once with which its explanations and its robustness are measured as well;
+    None leaves them out.
+    """
     y = data.test.tensors[1]
     logits = predict(model, data.test)
     figures = scores(logits, y)
@@ -363,6 +381,7 @@ def _analyse(model: nn.Module, data: Data, trained: Trained, *, start: nn.Module
     left = dict(zip(AMOUNTS, pruning["magnitude-global"]["accuracy"], strict=True))
     pairs = y * data.num_classes + predicted
     confusion = torch.bincount(pairs, minlength=data.num_classes**2)
+    judged, curves = judge(model, data, batch_size=judged_by) if judged_by else ({}, {})
     return {
         "measures": {
             "test_accuracy": figures["accuracy"],
@@ -376,12 +395,19 @@ def _analyse(model: nn.Module, data: Data, trained: Trained, *, start: nn.Module
             "train_wall_s": trained.train_wall_s,
             "train_cpu_s": trained.train_cpu_s,
             "peak_memory_bytes": trained.peak_memory_bytes,
+            **judged,
         },
         "calibration": calibration(confidence, predicted == y),
         "pruning": pruning,
         "weights": weights,
         "confusion": confusion.view(data.num_classes, data.num_classes).tolist(),
+        **curves,
     }
+
+
+def _rows_at_once(config: TrainingConfig) -> int:
+    """Return how many rows training had in memory at once, but no more than are of use."""
+    return min(128, max(1, config.batch_size // (config.accumulate * config.devices)))
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -437,7 +463,10 @@ def _explain(job: _Job, methods: Sequence[Method]) -> None:
         if len(shape) in (1, 3)
     }
     if len(shape) == 3 and shape[0] in (1, 3):
-        write_json(job.folder.samples, _samples(models, job.data), indent=None)
+        x = job.data.test.tensors[0][:1]
+        seeing = {n: m for n, m in models.items() if has_gradient(m, x.to(_device(m)))}
+        if seeing:
+            write_json(job.folder.samples, _samples(seeing, job.data), indent=None)
     if shape == (2,):
         write_json(job.folder.boundary, _boundary(models, job.data), indent=None)
     if is_spiking(job.model(0)):

@@ -25,6 +25,18 @@ Strategy = Literal["auto", "ddp", "fsdp2"]
 CRITERIA = ("magnitude-global", "magnitude-local", "relevance")
 GRAPH_METHODS = ("lrp", "gradient", "integrated_gradients")
 MEASURES = ("accuracy", "loss", "ece", "gini", "sparsity")
+"""Of the whole test set and of the weights: one pass."""
+EXPLANATION_MEASURES = (
+    "accuracy_drop",
+    "comprehensiveness",
+    "sufficiency",
+    "gradient_distribution",
+    "model_randomisation",
+    "noise",
+    "fgsm",
+    "pgd",
+)
+"""Of explanations and robustness, on some samples: many passes."""
 EPOCHS = {"digits": 30, "mnist": 3, "swirl": 15}
 OTHER_EPOCHS = 10
 
@@ -128,13 +140,42 @@ class Source:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Source):
+class EvaluateConfig:
     """Measure a trained model on the test set of a data set."""
 
+    path: str
+    """Folder of a run (OUT/METHOD/seed-K), a .safetensors file, a checkpoint.pt; or
+    module:function that returns a trained model."""
+    data: str | None = None
+    """Data set. None: that of the job which the weights belong to."""
+    model: str | None = None
+    """Model. None: that of the job which the weights belong to."""
+    activation: str | None = None
+    """Activation of the model. None: that of the job which the weights belong to."""
     measures: tuple[str, ...] = MEASURES
-    """What to measure."""
+    """What to measure. One pass over the test set: accuracy, loss, ece, gini, sparsity. On some
+    test samples, with about as many passes of each: accuracy_drop (83), comprehensiveness (9),
+    sufficiency (9), gradient_distribution (3), model_randomisation (3 for each layer), noise (19),
+    fgsm (24) and pgd (at most 354 with 20 steps from one start)."""
+    samples: int = 256
+    """Test samples that explanations and robustness are measured on, drawn with the seed."""
+    method: str = "saliency"
+    """Attribution that is judged by accuracy_drop, comprehensiveness, sufficiency and
+    model_randomisation: a method of attrain attribute."""
+    target: Literal["predicted", "label"] = "predicted"
+    """Class whose output is explained: the predicted one, or the label."""
+    attack_steps: int = 20
+    """Steps of pgd."""
+    restarts: int = 1
+    """Random starts of pgd; the worst of all counts."""
+    seed: int = 0
+    """Of the choice of the samples, noise, random orders, starts and parameters."""
+    batch_size: int = 256
+    """The most rows that go through the model at once."""
     json: bool = False
     """Print JSON instead of lines."""
+    out: Path | None = None
+    """File (.json) for the curves behind the figures. None: they are not kept."""
 
 
 @dataclass(frozen=True)
@@ -317,13 +358,35 @@ def check_job(config: JobConfig, methods: typing.Iterable[str], seeds: int) -> N
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
-    """Refuse unknown measures and weights that are not there; raises `InputError`."""
+    """Refuse unknown measures, a model that is not there, an output that is; `InputError`."""
+    known = (*MEASURES, *EXPLANATION_MEASURES)
     for name in config.measures:
-        if name not in MEASURES:
-            raise unknown("measure", name, MEASURES)
+        if name not in known:
+            raise unknown("measure", name, known)
+        if config.measures.count(name) > 1:
+            raise InputError(f"--measures names {name} more than once: name it once.")
     if not config.measures:
-        raise InputError(f"--measures is empty: name at least one of {', '.join(MEASURES)}.")
-    weights_file(config.path)
+        raise InputError(f"--measures is empty: name at least one of {', '.join(known)}.")
+    _at_least(1, samples=config.samples, attack_steps=config.attack_steps)
+    _at_least(1, restarts=config.restarts, batch_size=config.batch_size)
+    _at_least(0, seed=config.seed)
+    _check_model(config.path, config.data, config.model, config.activation)
+    if config.out is not None:
+        if config.out.suffix != ".json":
+            raise InputError(f"--out {config.out} must end in .json, the format of the curves.")
+        if config.out.exists():
+            raise InputError(f"{config.out} exists already: give another --out, or remove it.")
+
+
+def _check_model(path: str, data: str | None, model: str | None, activation: str | None) -> None:
+    """Refuse a model that is not there, or a function with settings that it does not take."""
+    if not is_function(path):
+        weights_file(Path(path))
+        return
+    if data is None:
+        raise InputError(f"{path} does not say what it was trained on: give --data.")
+    if model is not None or activation is not None:
+        raise InputError(f"{path} is a model: leave --model and --activation out.")
 
 
 def check_prune(config: PruneConfig) -> Path:
@@ -354,13 +417,7 @@ def check_attribute(config: AttributeConfig) -> None:
     _at_least(0, seed=config.seed)
     if config.rule != "epsilon" and config.method != "lrp":
         raise InputError(f"--rule {config.rule} is for --method lrp, and it is {config.method}.")
-    if is_function(config.path):
-        if config.data is None:
-            raise InputError(f"{config.path} does not say what it was trained on: give --data.")
-        if config.model is not None or config.activation is not None:
-            raise InputError(f"{config.path} is a model: leave --model and --activation out.")
-    else:
-        weights_file(Path(config.path))
+    _check_model(config.path, config.data, config.model, config.activation)
     if config.out is not None and (config.out / "attributions.json").exists():
         raise InputError(f"{config.out} holds attributions already: give another --out.")
 

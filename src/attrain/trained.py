@@ -1,5 +1,6 @@
 """Models that are already trained: found by their files, measured, explained, pruned."""
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from attrain.config import (
 )
 from attrain.data import Data, load
 from attrain.errors import InputError, unknown
+from attrain.measuring import BASELINES, Settings, measure_explanations
+from attrain.measuring import MEASURES as EXPLAINED
 from attrain.methods import is_spiking
 from attrain.metrics.sparsity import connection_weights, gini
 from attrain.models import SpikingNet, build
@@ -118,19 +121,53 @@ def _weights_in(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
     return state
 
 
-def measure(config: EvaluateConfig) -> dict[str, float]:
-    """Return the measures that `config` asks for, each with its name.
+def measure(config: EvaluateConfig) -> dict[str, float | None]:
+    """Return the figures that `config` asks for, by name; write the curves behind them.
 
     accuracy, loss and ece are on the test set; gini and sparsity (the share that is exactly 0)
-    are of the weights of linear and convolution layers. Raises InputError for unknown measures and
-    as `open_model`.
+    are of the weights of linear and convolution layers; the others, which `measuring` has, are on
+    some samples. A measure may have several figures, None where one cannot be told. Raises
+    InputError for unknown measures or methods, and as `open_model`.
     """
     check_evaluate(config)
-    model, data = open_model(config)
-    found = evaluate(model, data.test)
-    weights = torch.cat([weight.flatten() for weight in connection_weights(model).values()])
-    found |= {"gini": gini(weights), "sparsity": float((weights == 0).double().mean())}
-    return {name: found[name] for name in config.measures}
+    find(config.method)
+    model, data = open_path(config.path, config.data, config.model, config.activation)
+    settings = Settings(
+        samples=config.samples, method=config.method, target=config.target,
+        steps=config.attack_steps, restarts=config.restarts, seed=config.seed,
+        batch_size=config.batch_size,
+    )  # fmt: skip
+    names = tuple(name for name in config.measures if name in EXPLAINED)
+    found = measure_explanations(model, data, names, settings, progress=True) if names else {}
+    plain = _figures(model, data, config) if len(names) < len(config.measures) else {}
+    figures: dict[str, float | None] = {}
+    for name in config.measures:
+        figures |= found[name].figures if name in found else {name: plain[name]}
+    if config.out is not None:
+        told = {
+            "schema": 1,
+            "kind": "measures",
+            "model": config.path,
+            "data": data.name,
+            "settings": dataclasses.asdict(settings),
+            "figures": figures,
+            "curves": {name: each.curves for name, each in found.items()},
+            **environment(),
+        }
+        write_json(config.out, told, indent=None)
+    return figures
+
+
+def _figures(model: nn.Module, data: Data, config: EvaluateConfig) -> dict[str, float]:
+    """Return what is measured on the whole test set and on the weights."""
+    found = {}
+    if {"accuracy", "loss", "ece"} & set(config.measures):
+        found = evaluate(model, data.test, batch_size=config.batch_size)
+    if {"gini", "sparsity"} & set(config.measures):
+        layers = connection_weights(model)
+        weights = torch.cat([weight.flatten() for weight in layers.values()])
+        found |= {"gini": gini(weights), "sparsity": float((weights == 0).double().mean())}
+    return found
 
 
 def prune_weights(config: PruneConfig) -> tuple[Path, dict[str, Any]]:
@@ -171,10 +208,6 @@ def prune_weights(config: PruneConfig) -> tuple[Path, dict[str, Any]]:
         told["export"] = {"file": str(config.export), "bytes": size.file, "dense": size.dense}
     write_json(out.with_suffix(".json"), told)
     return out, told
-
-
-BASELINES = 16
-"""Training samples that a method takes for its distribution of baselines."""
 
 
 def explain(config: AttributeConfig) -> dict[str, Any]:

@@ -116,6 +116,19 @@ def as_in_evaluation(model: nn.Module, x: Tensor) -> Iterator[None]:
                 module.training = training
 
 
+def has_gradient(model: nn.Module, x: Tensor) -> bool:
+    """Whether the outputs [N, C] for inputs `x` have a gradient in them, be it 0.
+
+    Behind steps they have none, not even a path for one.
+    """
+    with as_in_evaluation(model, x):
+        point = x.detach().clone().requires_grad_()
+        total = model(point).sum()
+        if not total.requires_grad:
+            return False
+        return torch.autograd.grad(total, point, allow_unused=True)[0] is not None
+
+
 @contextmanager
 def progress_bar(shown: bool, method: str, samples: int) -> Iterator[Callable[[float], None]]:
     """Yield a function that is told how many samples are done, parts of one included."""

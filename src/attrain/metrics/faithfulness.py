@@ -4,15 +4,13 @@ A *feature* is a place of the attribution, which broadcasts to the inputs: [N, 1
 all channels of a pixel, [N, T, 1] one for all values of a token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from attrain.errors import InputError
-
-Predict = Callable[[Tensor], Tensor]
-"""From inputs [N, ...] to scores or probabilities [N, C]."""
+from attrain.metrics.batches import Predict
 
 FRACTIONS = tuple(step / 10 for step in range(10))
 """Shares of the features that are removed for the accuracy drop (paper 003, figure 3)."""
@@ -28,18 +26,25 @@ def top_features(attribution: Tensor, count: int, *, seed: int = 0) -> Tensor:
     samples, so that an attribution that is flat somewhere has no preference there. Raises
     InputError for a count outside 0..features, and for values that are not finite.
     """
-    magnitude_NF = attribution.detach().abs().flatten(1)
-    features = magnitude_NF.shape[1]
+    features = attribution[:1].numel()
     if not 0 <= count <= features:
         raise InputError(f"count must be in 0..{features}, the number of features: got {count}.")
+    return _ranks(attribution, seed) < count
+
+
+def _ranks(attribution: Tensor, seed: int) -> Tensor:
+    """Return the place of each feature in its sample's order, 0 for the largest |attribution|."""
+    magnitude_NF = attribution.detach().abs().flatten(1)
     if not torch.isfinite(magnitude_NF).all():
         raise InputError("the attribution has values that are NaN or infinite: no order in them.")
+    features = magnitude_NF.shape[1]
     drawn_F = torch.randperm(features, generator=torch.Generator().manual_seed(seed))
     drawn_F = drawn_F.to(magnitude_NF.device)
-    ranked_NF = magnitude_NF[:, drawn_F].argsort(dim=1, descending=True, stable=True)
-    chosen_NF = torch.zeros_like(magnitude_NF, dtype=torch.bool)
-    chosen_NF.scatter_(1, drawn_F[ranked_NF[:, :count]], True)
-    return chosen_NF.reshape(attribution.shape)
+    ordered_NF = drawn_F[magnitude_NF[:, drawn_F].argsort(dim=1, descending=True, stable=True)]
+    places_NF = torch.arange(features, device=drawn_F.device).expand(ordered_NF.shape)
+    return (
+        torch.empty_like(ordered_NF).scatter_(1, ordered_NF, places_NF).reshape(attribution.shape)
+    )
 
 
 def removed(
@@ -53,6 +58,31 @@ def removed(
     """
     count = _count(x, attribution, fraction)
     return torch.where(top_features(attribution, count, seed=seed), background, x)
+
+
+def corner(x: Tensor) -> Tensor:
+    """Return the first pixel of each image [N, C, H, W], [N, C, 1, 1]: its own background.
+
+    Replacing pixels by it leaves an image of the data's kind where the background is one colour,
+    as in MNIST (paper 003, section 4.1): the accuracy drop is then one on the distribution (IID).
+    Raises InputError for what is no image.
+    """
+    if x.ndim != 4 or 0 in x.shape:
+        raise InputError(
+            f"a corner is of images [N, C, H, W], got the shape {tuple(x.shape)}: replace features "
+            "of other data by their mean."
+        )
+    return x[:, :, :1, :1]
+
+
+def random_attribution(attribution: Tensor, *, seed: int = 0) -> Tensor:
+    """Return uniform random values of the same shape: an order of the features that knows nothing.
+
+    Each sample has its own. What an attribution is held against in an accuracy drop (figure 3 of
+    paper 003, "Random").
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(attribution.shape, generator=generator).to(attribution.device)
 
 
 def accuracy_drop(
@@ -71,11 +101,10 @@ def accuracy_drop(
     of the data (a corner's pixel) the changed inputs look like data, with their mean they do not.
     Paper 003, figure 3. Raises InputError as `removed` does.
     """
-    found = []
-    for fraction in fractions:
-        out = _scores(predict, removed(x, attribution, fraction, background, seed=seed))
-        found.append(float((out.argmax(1) == y).double().mean()))
-    return found
+    return [
+        float((_scores(predict, changed).argmax(1) == y).double().mean())
+        for changed in _each_removed(x, attribution, fractions, background, seed)
+    ]
 
 
 def target_drop(
@@ -92,11 +121,26 @@ def target_drop(
 
     As `accuracy_drop`, for each sample: what is left of its logit or probability.
     """
-    found = []
-    for fraction in fractions:
-        out = _scores(predict, removed(x, attribution, fraction, background, seed=seed))
-        found.append(out.gather(1, target[:, None])[:, 0])
-    return torch.stack(found)
+    return torch.stack(
+        [
+            _scores(predict, changed).gather(1, target[:, None])[:, 0]
+            for changed in _each_removed(x, attribution, fractions, background, seed)
+        ]
+    )
+
+
+def _each_removed(
+    x: Tensor,
+    attribution: Tensor,
+    fractions: Sequence[float],
+    background: Tensor | float,
+    seed: int,
+) -> Iterator[Tensor]:
+    """Yield what `removed` returns for each fraction, but sort the features once."""
+    counts = [_count(x, attribution, fraction) for fraction in fractions]
+    ranks = _ranks(attribution, seed)
+    for count in counts:
+        yield torch.where(ranks < count, background, x)
 
 
 def area(values: Sequence[float], fractions: Sequence[float] = FRACTIONS) -> float:
@@ -165,10 +209,11 @@ def _aopc(
 ) -> Tensor:
     whole = _scores(predict, x)
     top = whole.argmax(1, keepdim=True)
+    counts = [max(1, _count(x, attribution, fraction)) for fraction in fractions]
+    ranks = _ranks(attribution, seed)
     falls = []
-    for fraction in fractions:
-        count = max(1, _count(x, attribution, fraction))
-        chosen = top_features(attribution, count, seed=seed)
+    for count in counts:
+        chosen = ranks < count
         changed = torch.where(~chosen if keep else chosen, background, x)
         falls.append((whole - _scores(predict, changed)).gather(1, top)[:, 0])
     return torch.stack(falls).mean(0)

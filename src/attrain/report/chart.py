@@ -27,13 +27,17 @@ Write = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a method; the mean over seeds is thick, a single seed is thin."""
+    """One curve of a method; the mean over seeds is thick, a single seed is thin.
+
+    A reference of the method's own is drawn as rings without a line.
+    """
 
     method: int
     name: str
     x: Array
     y: Array
     thick: bool = True
+    rings: bool = False
 
 
 def line_chart(
@@ -55,7 +59,11 @@ def line_chart(
         px, py = x.place(line.x[kept], LEFT, right), y.place(line.y[kept], bottom, TOP)
         parts.append(_series(line, px, py, line.x[kept], line.y[kept], x_text, y_text))
     if ends:
-        parts.append(_end_labels([line for line in lines if line.thick], x, y, right, y_text))
+        parts.append(
+            _end_labels(
+                [line for line in lines if line.thick and not line.rings], x, y, right, y_text
+            )
+        )
     last = [f"{line.name} {y_text(line.y[-1])}" for line in lines if line.thick and line.x.size]
     return _svg(f"{title}. At the right end: {'; '.join(last)}.", HEIGHT, parts)
 
@@ -231,6 +239,13 @@ def _horizontal(x: Axis, left: float, right: float, bottom: float) -> Markup:
 def _series(
     line: Line, px: Array, py: Array, x: Array, y: Array, x_text: Write, y_text: Write
 ) -> Markup:
+    if line.rings:
+        rings = [
+            tag("circle", {"class": "ring", "cx": a, "cy": b, "r": 3.2})
+            for a, b in zip(px.tolist(), py.tolist(), strict=True)
+        ]
+        about = {"class": f"series toggled m{line.method}", "data-name": line.name}
+        return tag("g", about | _points(px, py, x, y, x_text, y_text), *rings)
     weight = "thick" if line.thick else "thin"
     path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px, py, strict=True))
     marks = [tag("path", {"class": weight, "d": path})] if len(px) > 1 else []

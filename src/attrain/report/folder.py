@@ -20,6 +20,7 @@ from attrain.report.graph_file import Graphs, graphs_of
 SCHEMA = 1
 
 Array = npt.NDArray[np.float64]
+Curve = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,42 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """Accuracy with features replaced: (fraction, accuracy), most salient first and at random."""
+
+    accuracy: Curve
+    random: Curve
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracy under changes of growing size: (size, accuracy), of all and of what was right.
+
+    `told` are the numbers that say how it was measured: draws, steps, restarts, and the share
+    `without_gradient`.
+    """
+
+    overall: Curve
+    of_correct: Curve
+    told: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class SeedRun:
-    """One training run: its epochs, pruning curves (removed, accuracy), weights and graphs."""
+    """One training run: its epochs, pruning curves (removed, accuracy), weights and graphs.
+
+    `removals` are by what replaced a feature, `robustness` by what changed the inputs; `judged`
+    says on how many samples, and by which attribution.
+    """
 
     seed: int
     epochs: tuple[Mapping[str, float], ...]
     pruning: Mapping[str, tuple[Array, Array]]
     weights: Weights | None
     graphs: Graphs | None = None
+    removals: Mapping[str, Removal] = field(default_factory=dict)
+    robustness: Mapping[str, Robustness] = field(default_factory=dict)
+    judged: Mapping[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -313,7 +342,56 @@ def _read_seed(seed: int, path: Path, name: str, problems: list[str]) -> SeedRun
             problems.append(f"The weight distributions of {where} are damaged and were left out.")
     graphs = _read_graphs(path / "graph.json", where, problems)
     epochs = _read_epochs(path / "metrics.jsonl", where, problems)
-    return SeedRun(seed, epochs, pruning, weights, graphs)
+    return SeedRun(
+        seed, epochs, pruning, weights, graphs,
+        _read_removals(mapping(analysis.get("faithfulness")), where, problems),
+        _read_robustness(mapping(analysis.get("robustness")), where, problems),
+        _read_judged(analysis),
+    )  # fmt: skip
+
+
+def _read_removals(
+    raw: Mapping[str, Any], where: str, problems: list[str]
+) -> Mapping[str, Removal]:
+    found = {}
+    for name, entry in mapping(raw.get("backgrounds")).items():
+        entry = mapping(entry)
+        accuracy = _pair(raw.get("fractions"), entry.get("accuracy"))
+        random = _pair(raw.get("fractions"), entry.get("random"))
+        if accuracy is None or random is None:
+            problems.append(f"The accuracy drop ({name}) of {where} is damaged and was left out.")
+        else:
+            found[name] = Removal(accuracy, random)
+    return found
+
+
+def _read_robustness(
+    raw: Mapping[str, Any], where: str, problems: list[str]
+) -> Mapping[str, Robustness]:
+    found = {}
+    for name, entry in raw.items():
+        if not isinstance(entry, dict):
+            continue
+        overall = _pair(entry.get("sizes"), entry.get("overall"))
+        if overall is None:
+            problems.append(f"The robustness ({name}) of {where} is damaged and was left out.")
+            continue
+        # Of inputs that are right there may be none.
+        of_correct = _pair(entry.get("sizes"), entry.get("of_correct"))
+        told = {k: v for k, x in entry.items() if (v := number(x)) is not None}
+        found[name] = Robustness(overall, of_correct or (np.zeros(0), np.zeros(0)), told)
+    return found
+
+
+def _read_judged(analysis: Mapping[str, Any]) -> Mapping[str, str | int]:
+    faithfulness, robustness = (
+        mapping(analysis.get(part)) for part in ("faithfulness", "robustness")
+    )
+    samples = number(robustness.get("samples")) or number(faithfulness.get("samples"))
+    found: dict[str, str | int] = {"samples": int(samples)} if samples else {}
+    if faithfulness.get("method"):
+        found["method"] = str(faithfulness["method"])
+    return found
 
 
 def _read_graphs(path: Path, where: str, problems: list[str]) -> Graphs | None:
@@ -353,12 +431,17 @@ def _floats(raw: object) -> Array | None:
     return values if values.size and np.isfinite(values).all() else None
 
 
-def _curve(raw: Mapping[str, Any]) -> tuple[Array, Array] | None:
-    removed, accuracy = _floats(raw.get("removed")), _floats(raw.get("accuracy"))
-    if removed is None or accuracy is None or removed.ndim != 1 or removed.shape != accuracy.shape:
+def _curve(raw: Mapping[str, Any]) -> Curve | None:
+    return _pair(raw.get("removed"), raw.get("accuracy"))
+
+
+def _pair(raw_x: object, raw_y: object) -> Curve | None:
+    """Return a curve by rising x, or None for what is none."""
+    x, y = _floats(raw_x), _floats(raw_y)
+    if x is None or y is None or x.ndim != 1 or x.shape != y.shape:
         return None
-    order = np.argsort(removed, kind="stable")
-    return removed[order], accuracy[order]
+    order = np.argsort(x, kind="stable")
+    return x[order], y[order]
 
 
 def _weights(raw: Mapping[str, Any]) -> Weights | None:

@@ -39,7 +39,10 @@ MEASURES = (
         "test_accuracy", "accuracy", "Test set", numbers.PERCENT, "higher",
         "share of test examples that are classified correctly",
     ),
-    Measure("test_loss", "loss", "Test set", numbers.PLAIN, "lower", "mean loss on the test set"),
+    Measure(
+        "test_loss", "loss", "Test set", numbers.PLAIN, "lower", "mean loss on the test set",
+        column=False,
+    ),
     Measure(
         "ece", "ECE", "Test set", numbers.PERCENT, "lower",
         "expected calibration error: how far confidence is from accuracy",
@@ -63,6 +66,7 @@ MEASURES = (
     Measure(
         "update_density", "update density", "Sparsity", numbers.PERCENT, "lower",
         "share of the weights that a training step changes",
+        column=False,
     ),
     Measure(
         "signs_changed", "signs changed", "Sparsity", numbers.PERCENT, "lower",
@@ -72,9 +76,38 @@ MEASURES = (
     *(
         Measure(
             f"accuracy_{removed}_removed", f"{removed}% removed", "Accuracy after pruning",
-            numbers.PERCENT, "higher", _REMOVED.format(removed),
+            numbers.PERCENT, "higher", _REMOVED.format(removed), column=removed < 98,
         )
         for removed in (90, 95, 98)
+    ),
+    Measure(
+        "faithfulness", "faithfulness", "Explanations", numbers.PERCENT, "higher",
+        "how far accuracy lies below that of a random order while the features with the largest "
+        "gradient are replaced, mean over 0 to 90% of them",
+    ),
+    Measure(
+        "accuracy_drop", "accuracy drop", "Explanations", numbers.PERCENT, "lower",
+        "accuracy while the features with the largest gradient are replaced, mean over 0 to 90%",
+        column=False,
+    ),
+    Measure(
+        "accuracy_drop_random", "random drop", "Explanations", numbers.PERCENT, "higher",
+        "accuracy while features are replaced in a random order, mean over 0 to 90%",
+        column=False,
+    ),
+    Measure(
+        "noise_accuracy", "under noise", "Robustness", numbers.PERCENT, "higher",
+        "accuracy under Gaussian noise, mean over 0 to 50% of the range of an input",
+        column=False,
+    ),
+    Measure(
+        "fgsm_accuracy", "under FGSM", "Robustness", numbers.PERCENT, "higher",
+        "accuracy under the fast gradient sign method, mean over 0 to 20% of the range of an input",
+        column=False,
+    ),
+    Measure(
+        "pgd_accuracy", "under PGD", "Robustness", numbers.PERCENT, "higher",
+        "accuracy under projected gradient descent, mean over 0 to 20% of the range of an input",
     ),
 )  # fmt: skip
 

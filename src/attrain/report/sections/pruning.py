@@ -9,6 +9,7 @@ from attrain.report import numbers
 from attrain.report.axis import Axis, kept_axis, linear_axis
 from attrain.report.chart import Line, line_chart
 from attrain.report.folder import Array, Run, SeedRun
+from attrain.report.means import mean_of
 from attrain.report.palette import label
 from attrain.report.table import Table
 
@@ -21,15 +22,7 @@ CSV = ("method", "seed", "criterion", "removed", "accuracy")
 
 def mean_pruning(runs: Sequence[SeedRun], kind: str) -> tuple[Array, Array]:
     """Return the mean pruning curve of the seeds, at the removed shares that all of them have."""
-    curves = [seed.pruning[kind] for seed in runs if kind in seed.pruning]
-    if not curves:
-        return np.zeros(0), np.zeros(0)
-    tables = [
-        dict(zip(removed.tolist(), accuracy.tolist(), strict=True)) for removed, accuracy in curves
-    ]
-    shared = sorted(set.intersection(*(set(table) for table in tables)))
-    means = [float(np.mean([table[share] for table in tables])) for share in shared]
-    return np.array(shared), np.array(means)
+    return mean_of([seed.pruning[kind] for seed in runs if kind in seed.pruning])
 
 
 def views(run: Run) -> list[Mapping[str, Any]]:
