@@ -14,7 +14,7 @@ class _Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *leaves: Tensor) -> Tensor:
         ctx.save_for_backward(*gradients)
-        return value.detach().clone()
+        return value.clone()
 
     @staticmethod
     @once_differentiable
@@ -30,4 +30,4 @@ def carry(value: Tensor, leaves: Sequence[Tensor], gradients: Sequence[Tensor | 
     """
     used = [(a, g) for a, g in zip(leaves, gradients, strict=True) if g is not None]
     known = [g for _, g in used]
-    return cast(Tensor, _Carry.apply(value, known, *(a for a, _ in used)))
+    return cast(Tensor, _Carry.apply(value.detach(), known, *(a for a, _ in used)))

@@ -33,8 +33,8 @@ OUTPUTS = ("logits", "log_probabilities", "probabilities")
 class Step:
     """What a batch came to.
 
-    loss: a scalar to call backward() on. outputs, masked_outputs: [N, C], of x and of x~. masked:
-    x~. drop: the features that were masked, [N, H, W] of images [N, C, H, W], else shaped as x.
+    loss: a scalar to call backward() on. outputs, masked_outputs: [N, C], of x and of x~; those of
+    x are detached in the fast form. masked: x~. drop: the features that were masked, [N, H, W] of images [N, C, H, W], else shaped as x.
     task, divergence: the two terms of the loss, detached and not weighted.
     """
 
@@ -188,8 +188,8 @@ class SaliencyGuided:
         with self._credited():
             masked_out = scores(call.of(self.model)(masked))
         with natively():
-            clean = out.detach() if self.form == "fast" else out
-            apart = agreement(clean, masked_out, self.outputs)
+            out = out.detach() if self.form == "fast" else out
+            apart = agreement(out, masked_out, self.outputs)
             loss = task + self.weight * apart
         if is_active():
             marks.put(loss, Mark(Kind.OBJECTIVE))
