@@ -34,7 +34,8 @@ class Step:
     """What a batch came to.
 
     loss: a scalar to call backward() on. outputs, masked_outputs: [N, C], of x and of x~; those of
-    x are detached in the fast form. masked: x~. drop: the features that were masked, [N, H, W] of images [N, C, H, W], else shaped as x.
+    x are detached in the fast form. masked: x~. drop: the features that were masked, [N, H, W] of
+    images [N, C, H, W], else shaped as x.
     task, divergence: the two terms of the loss, detached and not weighted.
     """
 
