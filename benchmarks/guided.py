@@ -118,12 +118,19 @@ def saved_at_once(step: Callable[[], None]) -> int:
 
 
 def peak_memory(name: str, form: str) -> int:
-    """Return the peak resident bytes of three steps in a process of their own."""
+    """Return by how much three steps raise the resident memory of a process of their own."""
     out = subprocess.run(
         [sys.executable, __file__, "--peak", name, form],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     return int(out.stdout.split()[-1])
+
+
+def resident(kind: str) -> int:
+    """Return the resident bytes of this process, VmRSS now or VmHWM at most, as Linux tells."""
+    # Not getrusage, whose figure a process takes over from the one that starts it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
 def measure(name: str, count: int) -> dict[str, Any]:
@@ -160,11 +167,10 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.peak:
         step = make_step(*arguments.peak)
+        before = resident("VmRSS")
         for _ in range(3):
             step()
-        # Not getrusage, whose figure a process takes over from the one that starts it.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
+        print(resident("VmHWM") - before)
         return
     figures = {name: measure(name, arguments.rounds) for name in arguments.models}
     if arguments.json:

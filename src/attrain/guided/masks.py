@@ -28,7 +28,8 @@ def lowest(scores: Tensor, k: int | Tensor, among: Tensor | None = None) -> Tens
     comes first, so that a sample's mask does not depend on the samples beside it. Only features
     `among` [N, ...] are taken, where given.
     """
-    flat = scores.flatten(1)
+    # What is no number comes last, but before the features that cannot be taken.
+    flat = scores.flatten(1).nan_to_num(torch.finfo(scores.dtype).max)
     if among is not None:
         flat = flat.masked_fill(~among.flatten(1), math.inf)
     if isinstance(k, int):
@@ -37,9 +38,7 @@ def lowest(scores: Tensor, k: int | Tensor, among: Tensor | None = None) -> Tens
         order = flat.argsort(dim=1, stable=True)
         places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
         lower = torch.empty_like(order).scatter_(1, order, places) < k[:, None]
-    lower = lower.view(scores.shape)
-    # A score that is no number would come after the padding.
-    return lower if among is None else lower & among
+    return lower.view(scores.shape)
 
 
 def _lowest_alike(flat: Tensor, k: int) -> Tensor:
@@ -47,8 +46,6 @@ def _lowest_alike(flat: Tensor, k: int) -> Tensor:
 
     A quarter of the time of a stable sort.
     """
-    # What is no number comes last, as in a sort.
-    flat = flat.nan_to_num(math.inf, math.inf, -math.inf)
     last = flat.topk(k, 1, largest=False, sorted=False).values.amax(1, keepdim=True)
     below, equal = flat < last, flat == last
     wanted = k - below.sum(1, keepdim=True)
