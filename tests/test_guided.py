@@ -3,13 +3,17 @@
 import copy
 import re
 import warnings
+from pathlib import Path
 
+import guided_worker
 import pytest
 import reference_guided as slow
+import small_models
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import attrain
@@ -818,3 +822,79 @@ def test_models_whose_saliency_disagrees_learn_to_agree():
         rows.append((float(step.task), float(step.divergence)))
     peak = max(row[1] for row in rows)
     assert rows[-1][0] < 0.3 * rows[0][0] and rows[-1][1] < peak
+
+
+# Several processes --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    guided_worker.run(folder)
+    return folder
+
+
+def of_ranks(folder: Path, case: guided_worker.Case) -> list[dict[str, Tensor]]:
+    return [load_file(folder / f"{case}.{rank}.safetensors") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("two guided processes")  # all cases are trained at once, by one worker
+@pytest.mark.parametrize("case", guided_worker.cases(), ids=str)
+def test_two_processes_equal_one(case: guided_worker.Case, processes: Path) -> None:
+    wanted = guided_worker.train(case, 0, world=1)
+    for found in of_ranks(processes, case):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("two guided processes")
+@pytest.mark.parametrize("case", guided_worker.norms(), ids=str)
+def test_two_processes_with_batch_norm_equal_their_halves(
+    case: guided_worker.Case, processes: Path
+) -> None:
+    """Each half has its own statistics, which the first process hands on before the forward pass.
+
+    The saliency pass, which is one of evaluation, goes by those that a process has.
+    """
+    models = [guided_worker.wrapped_norm() for _ in range(2)]
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9) for each in models]
+    found = of_ranks(processes, case)
+    for step in range(guided_worker.STEPS):
+        images, labels = small_models.batch(step, dtype=torch.float64)
+        handed_on = copy.deepcopy(models[0].state_dict())
+        for model, x, y in zip(models, images.chunk(2), labels.chunk(2), strict=True):
+            model.zero_grad()
+            if case.form != "exact":
+                model.load_state_dict(handed_on)
+            guided = attrain.SaliencyGuided(
+                copy.deepcopy(model), F.cross_entropy, form=case.form, mask=blank
+            )
+            masked = guided.step(x, y).masked
+            model.load_state_dict(handed_on)
+            clean, other = model(x), model(masked)
+            fixed = clean.detach() if case.form == "fast" else clean
+            (F.cross_entropy(clean, y) + slow.divergence(fixed, other)).backward()
+        for pair in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            mean = (pair[0].grad + pair[1].grad) / 2
+            for each in pair:
+                each.grad = mean.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for rank in range(2):
+            for name, value in models[rank].state_dict().items():
+                torch.testing.assert_close(found[rank][f"{step}/{name}"], value)
+
+
+def test_what_a_wrapper_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network((1, 3, 3))
+    monkeypatch.setattr("attrain.guided.step.has_static_graph", lambda model: True)
+    for form in ("shared", "fast"):
+        refused(
+            f"form={form!r} goes back through the first pass alone, which "
+            "DistributedDataParallel(static_graph=True) does not foresee: use form='exact'.",
+            model=model, form=form,
+        )  # fmt: skip
+    attrain.SaliencyGuided(model, F.cross_entropy, form="exact")(PICTURES, LABELS)
