@@ -569,6 +569,22 @@ def test_outputs_may_be_probabilities(form, outputs):
         torch.testing.assert_close(as_logits.loss, step.loss)
 
 
+@pytest.mark.slow
+def test_compiled_models_are_guided_in_the_forms_that_go_back_once():
+    model, (x, y) = network((6,)), batch((6,))
+    compiled = torch.compile(model, backend="aot_eager")
+    for form in ("exact", "fast"):
+        attrain.SaliencyGuided(model, F.cross_entropy, form=form, mask=blank)(x, y).backward()
+        wanted = grads(model)
+        model.zero_grad()
+        attrain.SaliencyGuided(compiled, F.cross_entropy, form=form, mask=blank)(x, y).backward()
+        for name, value in wanted.items():
+            torch.testing.assert_close(grads(model)[name], value)
+        model.zero_grad()
+    with pytest.raises(InputError, match="what torch.compile made can be gone through once: use"):
+        attrain.SaliencyGuided(compiled, F.cross_entropy, form="shared", mask=blank)(x, y)
+
+
 # Masks that are kept ------------------------------------------------------------------------------
 
 

@@ -45,8 +45,20 @@ def own_output(out: Tensor, y: Tensor | None) -> Tensor:
 
 
 def gradient(value: Tensor, point: Tensor, *, again: bool) -> Tensor:
-    """Return d value / d point; `again`: the graph is needed once more. No `.grad` is written."""
-    (found,) = torch.autograd.grad(value, point, retain_graph=again)
+    """Return d value / d point; `again`: the graph is needed once more. No `.grad` is written.
+
+    Raises InputError for a compiled model, whose graph serves one backward pass, with `again`.
+    """
+    try:
+        (found,) = torch.autograd.grad(value, point, retain_graph=again)
+    except RuntimeError as error:
+        if not (again and "donated" in str(error)):
+            raise
+        raise InputError(
+            "form='shared' goes back through the training pass twice, and what torch.compile made "
+            "can be gone through once: use form='exact' or 'fast', or set "
+            "torch._functorch.config.donated_buffer = False."
+        ) from error
     return found
 
 
