@@ -40,7 +40,9 @@ def rows(folder: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
-@pytest.mark.parametrize("method", [pytest.param("sgd", marks=pytest.mark.slow), "lfp"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("sgd", marks=pytest.mark.slow), "lfp", "saliency-guided"]
+)
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, method):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(small_model(), small_data(), find(method), EVERY_STEP, folder=whole)

@@ -107,7 +107,7 @@ def test_lfp_is_weight_times_gradient_for_relu_networks():
         torch.testing.assert_close(after[name], expected.detach(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["sgd", "lfp", "sgd-l1"])
+@pytest.mark.parametrize("method", ["sgd", "lfp", "sgd-l1", "saliency-guided"])
 def test_accumulation_leaves_the_update_as_it_is(method):
     whole = weights_after(FAST, method)
     parts = weights_after(dataclasses.replace(FAST, accumulate=3), method)

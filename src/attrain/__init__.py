@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from attrain.attribution import attribute
     from attrain.credit import LFP
     from attrain.graph import AttributionGraph, ClassGraphs
+    from attrain.guided import SaliencyGuided
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,7 @@ _HOMES = {
     "AttributionGraph": "attrain.graph",
     "ClassGraphs": "attrain.graph",
     "LFP": "attrain.credit",
+    "SaliencyGuided": "attrain.guided",
     "attribute": "attrain.attribution",
     "graph": None,
     "optim": None,
@@ -26,8 +28,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "AttributionGraph", "ClassGraphs", "LFP", "attribute", "graph", "optim", "pruning", "rewards",
-    "rules", "spiking",
+    "AttributionGraph", "ClassGraphs", "LFP", "SaliencyGuided", "attribute", "graph", "optim",
+    "pruning", "rewards", "rules", "spiking",
 ]  # fmt: skip
 
 

@@ -237,6 +237,7 @@ def _settings(method: Method, config: JobConfig) -> dict[str, Any]:
         "loss_scale": method.loss_scale,
         "course": method.course,
         "credit": None if method.credit is None else dict(method.credit),
+        "guided": None if method.guided is None else dict(method.guided),
         "objective": method.objective,
         "citation": method.citation,
     }

@@ -2,7 +2,8 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import torch
@@ -293,6 +294,21 @@ class LFP:
         if part not in self._audited_parts:
             audit.check(out)
             self._audited_parts.add(part)
+
+
+def is_active() -> bool:
+    """Tell whether this thread is in a credit context."""
+    return _active_mode() is not None
+
+
+@contextmanager
+def natively() -> Iterator[None]:
+    """Run what is inside without rules, also where this thread is in a credit context."""
+    if not is_active():
+        yield
+        return
+    with torch._C.DisableTorchFunction():
+        yield
 
 
 class _Mode(TorchFunctionMode):

@@ -16,6 +16,10 @@ LFP_PAPER = (
     "Efficient and Flexible Neural Network Training through Layer-wise Feedback Propagation. "
     "Transactions on Machine Learning Research, 2025."
 )
+GUIDED_PAPER = (
+    "A. A. Ismail, H. Corrada Bravo, S. Feizi: Improving Deep Learning Interpretability by "
+    "Saliency Guided Training. Advances in Neural Information Processing Systems 34, 2021."
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Method:
     torch's SGD. `objective_options` are the objective's arguments besides outputs and targets, and
     `loss_scale` a factor of the loss of a spiking model. `adaptive_clipping` is the largest
     |g| / |w| of a neuron; where it is not 0 it takes the place of clipping by the norm of the
-    whole gradient. `course` is how strong weight decay and L1 are in the course of training, a
+    whole gradient. `guided` holds the options of `attrain.SaliencyGuided`, or None for the loss of
+    a batch as it is. `course` is how strong weight decay and L1 are in the course of training, a
     name in `attrain.optim.COURSES`.
     """
 
@@ -45,6 +50,7 @@ class Method:
     objective_options: Mapping[str, Any] = field(default_factory=dict)
     loss_scale: float = 1.0
     course: str = "constant"
+    guided: Mapping[str, Any] | None = None
 
 
 _KNOWN = (
@@ -93,6 +99,17 @@ _KNOWN = (
         ),
         learning_rate=0.1,
         l1=1e-3,
+    ),
+    Method(
+        name="saliency-guided",
+        description=(
+            "Gradient descent on the cross entropy plus the divergence between the answers to a "
+            "sample and to the same sample with the half of its features masked that has the "
+            "lowest gradient: for models whose saliency maps are to be trusted."
+        ),
+        learning_rate=0.1,
+        citation=GUIDED_PAPER,
+        guided={"fraction": 0.5, "weight": 1.0, "form": "exact"},
     ),
 )
 
@@ -199,6 +216,13 @@ class BatchLoss:
             reward = getattr(rewards, method.objective)
             self.loss = partial(reward, **method.objective_options)
         self.scale = method.loss_scale
+        self.guided = None
+        if method.guided is not None:
+            from attrain.guided import SaliencyGuided
+
+            self.guided = SaliencyGuided(
+                cast(Any, self.forward), self.loss, credit=self.credit, **method.guided
+            )
 
     def __call__(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return the loss (a scalar whose `backward()` fills `.grad`) and the outputs [N, C].
@@ -207,12 +231,16 @@ class BatchLoss:
         """
         if self.spiking:
             return self._of_spikes(x, y)
-        if self.credit is None:
-            out = self.forward(x)
+        if self.guided is not None:
+            step = self.guided.step(x, y)
+            loss, out = step.loss, step.outputs
         else:
-            with self.credit:
+            if self.credit is None:
                 out = self.forward(x)
-        loss = self.loss(out, y)
+            else:
+                with self.credit:
+                    out = self.forward(x)
+            loss = self.loss(out, y)
         if self.penalised:
             loss = loss + self.strength * self.l1 * _sum_of_sizes(self.model, self.penalised)
         return loss, out

@@ -544,6 +544,7 @@ def settings(method: Method, data: Data, config: TrainingConfig, seed: int) -> d
         "objective": method.objective,
         "credit": repr(dict(method.credit)) if method.credit is not None else None,
         "l1": method.l1,
+        "guided": None if method.guided is None else repr(dict(method.guided)),
         "learning rate": learning_rate_of(method, config),
         "momentum": momentum_of(method, config),
         "weight decay": weight_decay_of(method, config),
