@@ -666,6 +666,7 @@ def test_validation_tells_what_is_wrong() -> None:
         ({"shares": 0.2}, r"shares is a list of numbers in \(0, 1\], got 0.2."),
         ({"seeds": 0}, "seeds is the number of random sets, an integer >= 1, got 0."),
         ({"layers": ["9"]}, "unknown layer of the graph '9'"),
+        ({"layers": "02"}, r"layers is a list of names, got '02': give \['02'\]."),
         ({"by": {"0": torch.zeros(7)}}, "layer '2' of 6 units has no scores in this ranking."),
         ({"by": {"0": torch.zeros(2), "2": torch.zeros(6)}}, r"has scores of shape \(2,\)"),
     ):

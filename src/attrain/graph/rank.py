@@ -74,8 +74,7 @@ def rank(
     """
     if by not in RANKINGS and by not in ATTRIBUTIONS:
         raise unknown("ranking", str(by), [*RANKINGS, *ATTRIBUTIONS])
-    for name in layers or ():
-        graph.check_layer(name)
+    check_layers(graph, layers or ())
     names = [name for name in graph.layers if layers is None or name in layers]
     ranking = RANKINGS.get(by)
     if ranking is not None:
@@ -124,6 +123,14 @@ def top(
         for unit in graph.kept(name).nonzero()[:, 0].tolist()
     ]
     return sorted(found, key=lambda each: -each[2])[:k]
+
+
+def check_layers(graph: AttributionGraph, layers: Sequence[str]) -> None:
+    """Raise InputError for what is no list of names of layers of the graph."""
+    if isinstance(layers, str):  # whose letters are names of layers, too: "10"
+        raise InputError(f"layers is a list of names, got {layers!r}: give [{layers!r}].")
+    for name in layers:
+        graph.check_layer(name)
 
 
 def hidden(graph: AttributionGraph) -> list[str]:

@@ -152,11 +152,6 @@ def along(units: Units, axis: int) -> Tensor | None:
     return numbers
 
 
-def broadcast(shape: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return maps stretched to a shape, as torch stretches the values."""
-    return [each.expand(shape) for each in tensors]
-
-
 def paired(numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return a map of new units, one per combination of old ones, and the combinations [K, n]."""
     stacked = torch.stack(list(numbers), -1)

@@ -13,7 +13,7 @@ from attrain.attribution.targets import Target, check_target, select
 from attrain.errors import InputError
 from attrain.graph.graph import AttributionGraph
 from attrain.graph.intervene import Bench, bench
-from attrain.graph.rank import hidden, rank
+from attrain.graph.rank import check_layers, hidden, rank
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Of the units of each layer that are ablated together."""
@@ -127,9 +127,8 @@ def validate(
     Raises InputError for shares, seeds and layers that cannot be, and as `rank` and `ablate`.
     """
     _check(shares, seeds)
+    check_layers(graph, layers or ())
     names = tuple(hidden(graph) if layers is None else layers)
-    for name in names:
-        graph.check_layer(name)
     if isinstance(by, str):
         scores: Mapping[str, Tensor] = rank(
             graph, by, model, x, target, layers=names, batch_size=batch_size,
@@ -199,9 +198,8 @@ def unit_ablations(
     ----------
     layers: without, all but the inputs and the last. The others: as for `validate`.
     """
+    check_layers(graph, layers or ())
     names = hidden(graph) if layers is None else list(layers)
-    for name in names:
-        graph.check_layer(name)
     total = sum(len(graph.relevance[name]) for name in names)
     with (
         bench(graph, model, x, batch_size=batch_size,
