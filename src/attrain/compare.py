@@ -297,8 +297,7 @@ def _run(
     job: _Job, method: Method, seed: int, data: Data, place: SeedFolder, label: str | None = None
 ) -> dict[str, Any]:
     """Train and analyse one method with one seed, or what is left of it; return the analysis."""
-    label = label or f"seed {seed}"
-    run = (method.name, label)
+    run = (method.name, label or f"seed {seed}")
     done = job.leads and place.analysis.exists() and place.weights.exists()
     if not job.fabric.broadcast(done):
 
@@ -324,11 +323,10 @@ def _run(
                 watch=watch,
             )
         if job.leads:
-            # Trials, whose data are part of the training set, choose nothing by explanations.
-            rows = _rows_at_once(job.config.training) if data.validation is None else None
             measured = _analyse(
-                job.trained(place), data, trained, start=job.model(seed), judged_by=rows
-            )
+                job.trained(place), data, trained, start=job.model(seed),
+                judged_by=None if label else _rows_at_once(job.config.training),
+            )  # fmt: skip
             write_json(place.analysis, measured, indent=None)
         job.fabric.barrier()
     analysis: dict[str, Any] = job.fabric.broadcast(read_json(place.analysis) if job.leads else {})
