@@ -174,6 +174,15 @@ def test_a_run_is_judged_by_what_it_has(model, data):
         measured(nn.Linear(2, 3), flat, "accuracy_drop")
 
 
+def test_texts_are_not_judged(model, data):
+    texts = dataclasses.replace(
+        data, test=TensorDataset(torch.zeros(4, 5, dtype=torch.long), torch.zeros(4).long())
+    )
+    assert judge(model, texts) == (dict.fromkeys(JUDGED), {})
+    with pytest.raises(InputError, match="samples of 'small' are numbers of words, which have no"):
+        measured(model, texts, "noise")
+
+
 def test_nothing_is_measured_on_nothing(model, data):
     empty = TensorDataset(*(tensor[:0] for tensor in data.test.tensors))
     with pytest.raises(InputError, match="'small' has no test samples: nothing to measure on"):

@@ -337,6 +337,11 @@ def measure_explanations(
 def _ready(model: nn.Module, data: Data, settings: Settings) -> Subject:
     if len(data.test) == 0:
         raise InputError(f"data set {data.name!r} has no test samples: nothing to measure on.")
+    if not data.test.tensors[0].is_floating_point():
+        raise InputError(
+            f"samples of {data.name!r} are numbers of words, which have no size to change: measure "
+            "with the functions of attrain.metrics, on the embedded words."
+        )
     if is_spiking(model):
         # What it is asked for is a gradient, which only a surrogate has.
         cast(SpikingNet, model).spike_by("surrogate")
@@ -393,10 +398,12 @@ def judge(model: nn.Module, data: Data, *, batch_size: int = 128) -> tuple[Json,
     """Return what a run tells of its final model: figures, and the curves for the report.
 
     batch_size: the most rows that go through the model at once, with their gradients. Figures are
-    None where there are too few features to remove, or no gradient. The curves are the parts
-    `faithfulness` and `robustness` of analysis.json.
+    None where there are too few features to remove, no gradient, or texts. The curves are the
+    parts `faithfulness` and `robustness` of analysis.json.
     """
     figures: Json = dict.fromkeys(JUDGED)
+    if not data.test.tensors[0].is_floating_point():
+        return figures, {}
     settings = QUICK_SPIKING if is_spiking(model) else QUICK
     settings = dataclasses.replace(settings, batch_size=batch_size)
     of = Subject(model, data, settings)
