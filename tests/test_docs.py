@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import attrain
-from attrain import audit, cli
+from attrain import audit, cli, guided
 from attrain.attribution import METHODS as ATTRIBUTIONS
 from attrain.config import (
     EXPLANATION_MEASURES,
@@ -320,6 +320,14 @@ def test_the_page_of_rules_names_every_family_and_argument() -> None:
     refusals = (DOCS / "how-to" / "refusals.md").read_text()
     for family in registry.families():
         assert f'| `"{family}"` |' in refusals
+
+
+def test_every_argument_of_guided_training_is_in_its_reference() -> None:
+    text = (DOCS / "reference" / "saliency-guided.md").read_text()
+    for name in inspect.signature(attrain.SaliencyGuided).parameters:
+        assert f"\n| `{name}` |" in text
+    for options in (guided.DATA, guided.FORMS, guided.ORDERS, guided.OUTPUTS, guided.TARGETS):
+        assert all(f'`"{option}"`' in text for option in options)
 
 
 def test_the_house_plan_is_the_tree_in_the_order_of_its_layers() -> None:
