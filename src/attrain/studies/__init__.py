@@ -34,6 +34,9 @@ STUDIES: Mapping[str, Entry] = {
     "depara-transfer": Entry(
         "depara", "DEPARA: does the similarity of attribution graphs tell what transfers?"
     ),
+    "graph-methods": Entry(
+        "graph_methods", "Attribution graphs by different methods: agreement, leaks, faithfulness"
+    ),
     "lfp-fig3": Entry("fig3", "Toy sets: LFP and gradient descent over all learning rates"),
     "lfp-fig4": Entry("fig4", "Two weights: where LFP and gradient descent walk"),
     "lfp-fig7-A3": Entry(
