@@ -104,3 +104,18 @@ def _shades(square: Values, low: float) -> Values:
     shades: Values = 1 - np.nan_to_num(share)[..., None] * blue
     shades[~np.isfinite(square)] = 0.85
     return shades
+
+
+def draw_classes(
+    matrices: Mapping[str, Values], classes: Sequence[str], subject: str, path: Path
+) -> None:
+    """Draw matrices [classes, classes], off their diagonal, each from its least to its largest."""
+    with figures.drawing(path, 1.0 + 2.6 * len(matrices), 3.4) as figure:
+        grid = figure.subplots(1, len(matrices), squeeze=False)[0]
+        for place, (axes, (name, square)) in enumerate(zip(grid, matrices.items(), strict=True)):
+            other = np.where(np.eye(len(square), dtype=bool), np.nan, square)
+            low, high = np.nanmin(other), np.nanmax(other)
+            scaled = (other - low) / ((high - low) or 1.0)
+            heat(axes, scaled, classes, rows=place == 0, low=0.0, digits=False)
+            axes.set_title(f"{name}\n({low:.3f} to {high:.3f})")
+        figure.suptitle(subject, fontsize=9.5)

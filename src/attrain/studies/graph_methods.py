@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from attrain.graph.rank import hidden
 from attrain.metrics.sparsity import gini
@@ -138,7 +140,7 @@ def areas(each: Sequence[Result], how: str, by: str) -> list[float]:
     return [area([one[by] for one in result["falls"][how]], result["output"]) for result in each]
 
 
-def curves(each: Sequence[Result], how: str, by: str) -> np.ndarray:
+def curves(each: Sequence[Result], how: str, by: str) -> NDArray[np.float64]:
     """Return the drop for every share, as a share of the output [seeds, shares]."""
     return np.array(
         [
@@ -204,8 +206,8 @@ def _table(config: Config, subject: str, each: Sequence[Result]) -> list[TableRo
     for kind in ("nodes", "edges"):
         for name in each[0][kind][0]:
             values = [pair(result, kind, name) for result in each]
-            told = " and ".join(name.split(" | "))
-            table.append(measured(f"{subject}: Spearman of {kind}, {told}", values))
+            both = " and ".join(name.split(" | "))
+            table.append(measured(f"{subject}: Spearman of {kind}, {both}", values))
     for method in METHODS:
         sinks = dict.fromkeys(sink for one in each[0]["leaks"][method] for sink in one)
         for sink in sinks:
@@ -242,7 +244,7 @@ def _ahead(subject: str, each: Sequence[Result], how: str, rival: str) -> Claim:
         "source": SOURCE,
         "holds": gap["mean"] > 0 if gap["clear"] else "unclear",
         "figure": f"area {np.mean(ours):.3f} against {np.mean(theirs):.3f} of the output; "
-        f"difference {_told(gap)}",
+        f"difference {told(gap)}",
     }
 
 
@@ -260,12 +262,13 @@ def _concentrates(found: Mapping[str, Sequence[Result]]) -> list[Claim]:
             "source": SOURCE,
             "holds": gap["mean"] > 0 if gap["clear"] else "unclear",
             "figure": f"Gini coefficient {np.mean(ours):.3f} against {np.mean(plain):.3f}; "
-            f"difference {_told(gap)}",
+            f"difference {told(gap)}",
         }
     ]
 
 
-def _told(gap: Mapping[str, float | None]) -> str:
+def told(gap: Mapping[str, Any]) -> str:
+    """Return a difference with its interval in words."""
     if gap["mean"] is None:
         return "undefined"
     if gap["low"] is None:
