@@ -235,8 +235,8 @@ STUDY = Study(
         ),
         "full": Config(
             {
-                LENET: Subject(RECIPES[LENET], 5, 60_000, 10_000),
-                VGG: Subject(RECIPES[VGG], 3, 3000, 5000),
+                LENET: Subject(RECIPES[LENET], 5, 20_000, 10_000),
+                VGG: Subject(RECIPES[VGG], 3, 2000, 4000),
             }
         ),
     },
