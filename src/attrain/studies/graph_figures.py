@@ -42,7 +42,7 @@ def draw_falls(
     found: Mapping[str, Mapping[str, Values]], shares: Sequence[float], path: Path
 ) -> None:
     """Draw, for every model, the fall of the output [seeds, shares] over the share ablated."""
-    with figures.drawing(path, 0.4 + 3.1 * len(found), 3.9) as figure:
+    with figures.drawing(path, 0.4 + 3.1 * len(found), 4.2) as figure:
         grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
         for axes, (name, curves) in zip(grid, found.items(), strict=True):
             for by, each in curves.items():
@@ -61,20 +61,20 @@ def draw_falls(
                 if label not in labels:
                     handles.append(handle)
                     labels.append(label)
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, 2 * len(found)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, 1 + len(found)))
 
 
 def draw_agreement(found: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Draw, for every model, the rank correlations of the methods' nodes, by pair "a | b"."""
-    with figures.drawing(path, 1.6 + 2.5 * len(found), 3.6) as figure:
+    with figures.drawing(path, 0.8 + 3.6 * len(found), 3.9) as figure:
         grid = figure.subplots(1, len(found), squeeze=False)[0]
-        for place, (axes, (name, pairs)) in enumerate(zip(grid, found.items(), strict=True)):
+        for axes, (name, pairs) in zip(grid, found.items(), strict=True):
             names = list(dict.fromkeys(each for key in pairs for each in key.split(" | ")))
             square = np.eye(len(names))
             for key, value in pairs.items():
                 a, b = (names.index(each) for each in key.split(" | "))
                 square[a, b] = square[b, a] = value
-            heat(axes, square, names, rows=place == 0, low=0.0)
+            heat(axes, square, names, rows=True, low=0.0)
             axes.set_title(name)
 
 
@@ -110,12 +110,13 @@ def draw_classes(
     matrices: Mapping[str, Values], classes: Sequence[str], subject: str, path: Path
 ) -> None:
     """Draw matrices [classes, classes], off their diagonal, each from its least to its largest."""
-    with figures.drawing(path, 1.0 + 2.6 * len(matrices), 3.4) as figure:
+    with figures.drawing(path, 1.0 + 2.6 * len(matrices), 4.0) as figure:
         grid = figure.subplots(1, len(matrices), squeeze=False)[0]
         for place, (axes, (name, square)) in enumerate(zip(grid, matrices.items(), strict=True)):
             other = np.where(np.eye(len(square), dtype=bool), np.nan, square)
             low, high = np.nanmin(other), np.nanmax(other)
             scaled = (other - low) / ((high - low) or 1.0)
             heat(axes, scaled, classes, rows=place == 0, low=0.0, digits=False)
-            axes.set_title(f"{name}\n({low:.3f} to {high:.3f})")
+            told = f"{name}\n({low:.3f} to {high:.3f})"
+            axes.set_title(told.replace("-", "\N{MINUS SIGN}"))
         figure.suptitle(subject, fontsize=9.5)
