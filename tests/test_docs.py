@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import os
 import re
 import tomllib
 import warnings
@@ -23,6 +24,7 @@ from attrain.config import (
     AttributeConfig,
     CompareConfig,
     EvaluateConfig,
+    GraphConfig,
     PruneConfig,
     StudyConfig,
     TrainConfig,
@@ -37,7 +39,9 @@ from attrain.rules import REGISTRY, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+REAL = Path(os.environ.get("ATTRAIN_DATA", ROOT.parent / "shared" / "data")).resolve()
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+CIFAR = 'load("cifar10")'
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 
 
@@ -52,19 +56,26 @@ def fences(page: Path, language: str) -> list[tuple[int, str]]:
 
 
 def programs() -> Iterator[Any]:
-    """Return what is run together: all blocks of a tutorial, each block of any other page."""
+    """Return what is run together: all blocks of a tutorial, each block of any other page.
+
+    From where a tutorial takes the photographs of CIFAR-10, it is run where they are.
+    """
     for page in PAGES:
         blocks = fences(page, "python")
         name = page.relative_to(ROOT).as_posix()
         if page.parent == DOCS / "tutorial":
-            yield pytest.param(page, blocks, id=name)
+            begin = next((k for k, each in enumerate(blocks) if CIFAR in each[1]), len(blocks))
+            yield pytest.param(page, blocks[:begin], id=name)
+            if begin < len(blocks):
+                yield pytest.param(page, blocks, id=f"{name}:cifar10", marks=pytest.mark.slow)
         else:
             yield from (pytest.param(page, [block], id=f"{name}:{block[0]}") for block in blocks)
 
 
 @pytest.fixture
-def untouched() -> Iterator[None]:
-    """Put back what a document may change: registered rules, random numbers, threads."""
+def untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put back what a document may change: registered rules, random numbers, threads, files."""
+    monkeypatch.chdir(tmp_path)
     rules, functions = dict(REGISTRY), set(audit.REGISTERED)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     yield
@@ -102,14 +113,41 @@ def needs(blocks: list[tuple[int, str]]) -> set[str]:
 
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize(("page", "blocks"), list(programs()))
-def test_the_code_of_the_documents_runs(page: Path, blocks: list[tuple[int, str]]) -> None:
+def test_the_code_of_the_documents_runs(
+    page: Path, blocks: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in needs(blocks) & {"accelerate", "lightning", "transformers"}:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn about while they are imported
             pytest.importorskip(package)
+    if any(CIFAR in block for _, block in blocks):
+        if not (REAL / "cifar10").is_dir():
+            pytest.skip("needs CIFAR-10 in $ATTRAIN_DATA")
+        monkeypatch.setenv("ATTRAIN_DATA", str(REAL))
     namespace, printed = run(page, blocks)
     if page.name == "first-loop.md":
         check_tutorial(page, namespace, printed)
+    if page.name == "what-did-my-network-use.md":
+        check_shortcut(namespace)
+
+
+def check_shortcut(namespace: dict[str, Any]) -> None:
+    """Hold the tutorial to what it tells: the graph shows the planted pixel, ablation agrees."""
+    pixels, graphs = namespace["pixels"], namespace["graphs"]
+    (row, column, share), *others = pixels(graphs["cheat"]["3"])
+    assert (row, column) == (0, 0) and share > 2 * max(abs(other) for *_, other in others)
+    assert all(each[:2] != (0, 0) for each in pixels(graphs["honest"]["3"]))
+    found = namespace["found"]
+    assert all(found.aopc > random for random in found.random_aopcs)
+    accuracy, threes, x, y = (namespace[k] for k in ("accuracy", "threes", "seen", "y_test"))
+    if len(x) == len(y):  # else y_test are by now the labels of photographs
+        plain = namespace["digits"].test.tensors[0]
+        assert accuracy(namespace["honest"], plain[threes], y[threes]) > 0.9
+        assert accuracy(namespace["cheat"], plain[threes], y[threes]) < 0.75
+    picture = Path("cheat.svg").read_text()
+    committed = (DOCS / "tutorial" / "cheat.svg").read_text()
+    assert picture.count("<rect") == pytest.approx(committed.count("<rect"), abs=20)
+    assert Path("digits.html").exists()
 
 
 def check_tutorial(page: Path, namespace: dict[str, Any], printed: str) -> None:
@@ -148,7 +186,7 @@ def flags(config: type) -> set[str]:
     return {
         "--" + entry.name.replace("_", "-")
         for entry in dataclasses.fields(config)
-        if entry.name not in ("path", "study", "training")
+        if entry.name not in ("path", "paths", "study", "training")
     }
 
 
@@ -157,7 +195,7 @@ def test_the_command_line_page_has_every_flag_and_no_other() -> None:
         *map(
             flags,
             (CompareConfig, TrainConfig, TrainingConfig, EvaluateConfig, AttributeConfig,
-             PruneConfig, StudyConfig),
+             GraphConfig, PruneConfig, StudyConfig),
         )
     )  # fmt: skip
     told = {word.strip(",") for word in words("reference/command-line.md") if word[:2] == "--"}
@@ -206,7 +244,7 @@ def test_commands_in_the_documents_are_understood() -> None:
     ]
     assert len(commands) > 10
     for command in commands:
-        if command in (["evaluate"], ["attribute"], ["prune"], ["report"]):
+        if command in (["evaluate"], ["attribute"], ["graph"], ["prune"], ["report"]):
             continue  # named without their argument
         cli.parse(command)
 

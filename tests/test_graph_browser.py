@@ -15,6 +15,12 @@ from attrain.report.graph_page import notebook_html, write_graph_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028"
 
+
+def slow(*values):
+    """Return parameters whose tests wait for the slow ones: others show the same kind of thing."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 # Boxes of nodes, labels and layer names of a panel that lie over each other.
 COLLISIONS = """(() => {
     const found = [];
@@ -134,7 +140,7 @@ def slide(browser, name, value):
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("size", [(1280, 800), (1920, 1080), (420, 800)])
-@pytest.mark.parametrize("name", ["two", "one", "resnet", "transformer", "large"])
+@pytest.mark.parametrize("name", ["two", *slow("one", "resnet", "transformer", "large")])
 def test_the_page_opens_without_a_complaint_or_a_request(browser, folder, name, size, dark):
     asked, path = len(browser.requests()), folder / f"{name}.html"
     ready(browser, path, *size, dark=dark)
@@ -145,8 +151,8 @@ def test_the_page_opens_without_a_complaint_or_a_request(browser, folder, name, 
     assert browser.run(COLLISIONS) == []
 
 
-@pytest.mark.parametrize("width", [1280, 1920])
-@pytest.mark.parametrize("name", ["two", "resnet", "transformer", "large"])
+@pytest.mark.parametrize("width", [1280, *slow(1920)])
+@pytest.mark.parametrize("name", ["transformer", *slow("two", "resnet", "large")])
 def test_nothing_overlaps_after_the_sliders_moved(browser, folder, name, width):
     for nodes, edges in ((100, 100), (30, 50), (95, 5)):
         ready(
@@ -428,7 +434,7 @@ def test_tables_and_files_hold_the_same(browser, folder, tmp_path):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", ["two", "resnet"])
+@pytest.mark.parametrize("name", ["two", *slow("resnet")])
 def test_text_and_lines_stand_out(browser, folder, name, dark):
     node = {"two": "conv2:11", "resnet": "layer3.0.sum:22"}[name]
     for fragment in ("#nodes=90", f"#node={node}"):
@@ -439,6 +445,7 @@ def test_text_and_lines_stand_out(browser, folder, name, dark):
         assert [entry for entry in found["graphics"] if entry[1] < 3] == []
 
 
+@pytest.mark.slow
 def test_edges_are_sharp_on_a_dense_screen(browser, folder):
     ready(browser, folder / "one.html")
     browser.resize(1280, 900, density=2)

@@ -536,11 +536,26 @@ def test_units_that_are_outputs_hand_on_to_them_and_to_layers() -> None:
     assert cut.output == pytest.approx(float(cut.relevance["output"].sum()))
 
 
-def test_blocks_are_not_intervened_in() -> None:
-    model, x = build("transformer").eval(), torch.randn(3, 3, 8, 8)
+def test_heads_and_mlps_of_a_transformer_are_silenced_by_the_weights_that_write_them() -> None:
+    model, x = build("transformer", DTYPE).eval(), torch.randn(3, 3, 8, 8, dtype=DTYPE)
     graph = AttributionGraph.from_batch(model, x, 1, nodes="blocks")
-    with pytest.raises(InputError, match="interventions replace what units of layers hand on, and"):
-        graph.ablate(model, x, [])
+    torch.testing.assert_close(graph.ablate(model, x, []), model(x), rtol=0, atol=1e-13)
+    for block in range(2):
+        name = f"blocks.{block}"
+        for node, part, columns in (
+            ((f"{name}.self_attn.heads", 0), "self_attn.out_proj", slice(0, 4)),
+            ((f"{name}.self_attn.heads", 1), "self_attn.out_proj", slice(4, 8)),
+            ((f"{name}.linear1", 0), "linear2", slice(None)),
+        ):
+            edited = copy.deepcopy(model)
+            edited.get_submodule(f"{name}.{part}").weight[:, columns] = 0
+            out = graph.ablate(model, x, [node], how="zero", batch_size=2)
+            torch.testing.assert_close(out, edited(x), rtol=0, atol=1e-13)
+    drops = graph.unit_ablations(model, x, 1, how="zero")
+    assert [*drops] == hidden(graph)
+    assert graph.validate(model, x, 1, seeds=1).layers == tuple(hidden(graph))
+    with pytest.raises(InputError, match="'embed.tokens' of kind 'tokens' hands on cannot be repl"):
+        graph.ablate(model, x, [("embed.tokens", 0)])
 
 
 def test_a_mean_over_one_class_takes_nothing_of_what_the_class_has_in_common() -> None:

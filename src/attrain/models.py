@@ -200,7 +200,11 @@ class SpikingNet(nn.Module):
         """Return the spike counts [N, C], or with `per_step` the spikes [steps, N, C]."""
         layers = zip(self.stages, cast(Iterable[Any], self.neurons), strict=True)
         stage, neuron = next(layers)
-        spikes = self._fire(neuron, [stage(x)] * self.steps)
+        current = stage(x)
+        if current.ndim == 4:
+            # Pools are faster where channels lie together, and what is made of this stays so.
+            current = current.contiguous(memory_format=torch.channels_last)
+        spikes = self._fire(neuron, [current] * self.steps)
         for stage, neuron in layers:
             current = stage(torch.cat(spikes))
             spikes = self._fire(neuron, current.chunk(self.steps))

@@ -377,8 +377,10 @@ def _ablated(graphs: ClassGraphs) -> list[str]:
     if not known:
         return []
     output = sum(abs(each["output"]) for each in known) or 1.0
-    drop = sum(each["aopc"] for each in known) / output
-    random = sum(each["random_mean"] for each in known) / output
+    drop, random = (
+        round(sum(each[key] for each in known) / output, 2) + 0.0  # turns -0.0 into 0.0
+        for key in ("aopc", "random_mean")
+    )
     seeds = len(known[0]["random"])
     beaten = sum(each["aopc"] > max(_mean(curve) for curve in each["random"]) for each in known)
     low, high = known[0]["shares"][0], known[0]["shares"][-1]

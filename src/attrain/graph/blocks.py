@@ -5,7 +5,6 @@ anywhere, until they write to the stream again: those of an attention become its
 an MLP one node. Attention weights and the statistics of normalisations are held constant.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from attrain.credit import LFP
 from attrain.errors import InputError
+from attrain.graph import arguments, shares, steps, stream, units
 from attrain.graph import layer as layers
-from attrain.graph import steps, stream, units
+from attrain.graph.coarse import Coarse
 from attrain.graph.plan import Nodes, Plan
 from attrain.graph.reading import Untraceable
 from attrain.graph.stream import Stream, Switch
@@ -53,7 +53,7 @@ def trace_blocks(model: nn.Module, credit: LFP, x: Tensor, args: tuple[Any, ...]
             "the model has no residual stream of tokens [N, tokens, features], and nodes='blocks' "
             "is for transformers: use nodes='units'."
         )
-    return _Coarse(tracer).plan(plan)
+    return Coarse(tracer.merged, tracer.heads, tracer.written).plan(plan)
 
 
 def stream_of(tensor: Any) -> Stream | None:
@@ -77,13 +77,13 @@ class _BlockTracer(Tracer):
     ) -> Any:
         kwargs = kwargs or {}
         family = getattr(REGISTRY.get(func), "func", REGISTRY.get(func))
-        if family is product.attention and steps.carries(args, kwargs):
+        if family is product.attention and arguments.carries(args, kwargs):
             with self:
-                return steps.attended(*args, **kwargs)
+                return arguments.attended(*args, **kwargs)
         args = self._with_constants(family, args, kwargs)
         if family in (norm.layer_norm, norm.rms_norm, linear.weighted, linear.summed):
             self._enter_stream(family, args, kwargs)
-        found = [(where, tensor) for where, tensor in steps.tensors_of(args, kwargs)
+        found = [(where, tensor) for where, tensor in arguments.tensors_of(args, kwargs)
                  if stream_of(tensor) is not None or id(tensor) in self.candidates]  # fmt: skip
         if not found or family is bookkeeping:
             before = len(self.plan.calls)
@@ -116,14 +116,14 @@ class _BlockTracer(Tracer):
 
     def _enter_stream(self, family: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Let tokens start the stream, where something reads them for the first time."""
-        for where, tensor in steps.carrying(args, kwargs):
+        for where, tensor in arguments.carrying(args, kwargs):
             found = units.of(tensor)
             assert found is not None
             if tensor.ndim != 3 or found.mixed or self.candidates.get(id(tensor)):
                 continue
             feeding = self.plan.feeding(found.unit)
             roots = all(self._reads_inputs(self.plan.nodes[k]) for k in feeding)
-            alone = family is linear.summed and len(list(steps.carrying(args, kwargs))) == 1
+            alone = family is linear.summed and len(list(arguments.carrying(args, kwargs))) == 1
             if roots and feeding and not alone:
                 self._start(tensor, where, found)
 
@@ -131,7 +131,7 @@ class _BlockTracer(Tracer):
         kinds = {self.plan.nodes[source].kind for source in nodes.sources}
         return kinds == {"input"}
 
-    def _start(self, tensor: Tensor, where: steps.Where, found: Units) -> None:
+    def _start(self, tensor: Tensor, where: arguments.Where, found: Units) -> None:
         here = units.samples_of(found)
         if here is None or here.inner != 1 or here.axis == 2:
             return
@@ -159,7 +159,7 @@ class _BlockTracer(Tracer):
         if raw.ndim != 3 or len(raw) != self.count:
             self.plan.calls.append((func, (steps.Constant(),)))
             return raw
-        out = steps.as_leaf(raw)
+        out = arguments.as_leaf(raw)
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         nodes = self.plan.add(self.named(weight, "tokens"), "tokens", out.shape[1])
         numbers = torch.arange(nodes.start, nodes.start + nodes.count, device=out.device)
@@ -178,7 +178,7 @@ class _BlockTracer(Tracer):
         if candidates and family is not linear.summed:
             return self._carried(func, types, family, args, kwargs, found[0])
         call = len(self.plan.calls)
-        everything = list(steps.tensors_of(args, kwargs))
+        everything = list(arguments.tensors_of(args, kwargs))
         carrying = [tensor for _, tensor in everything
                     if units.of(tensor) is not None and stream_of(tensor) is None]  # fmt: skip
         out = func(*args, **kwargs)
@@ -211,7 +211,7 @@ class _BlockTracer(Tracer):
         self.starting.clear()
 
     def _mixed(self, func: Any, out: Any) -> None:
-        for each in steps.each_of(out):
+        for each in arguments.each_of(out):
             if each.is_floating_point():
                 samples = torch.zeros(each.shape, dtype=torch.long, device=each.device)
                 why = f"{name_of(func)} at {place()}"
@@ -259,7 +259,7 @@ class _BlockTracer(Tracer):
         if not isinstance(where, (int, str)):
             return None
         due = []
-        for index, each in enumerate(steps.each_of(out)):
+        for index, each in enumerate(arguments.each_of(out)):
             place_ = None if isinstance(out, Tensor) else index
             if scaled:
                 maps = [part.expand(each.shape) for part in (*known.parts, known.sample)]
@@ -331,7 +331,7 @@ class _BlockTracer(Tracer):
         setattr(out, _STREAM, Stream(tuple(parts), sample))
         name = getattr(func, "__name__", "").strip("_")
         wheres = tuple(where for where, _ in found)
-        return [stream.Join(wheres, steps.shares_of(name, "sum"))]
+        return [stream.Join(wheres, shares.shares_of(name, "sum"))]
 
     def _dissolve(self, written: Sequence[int]) -> None:
         """What is written to the stream has no nodes of its own; what it was made of does."""
@@ -460,127 +460,5 @@ def _again(
             )
     except (RuntimeError, TypeError, IndexError, ValueError):
         return None
-    found = moved if index is None else steps.each_of(moved)[index]
+    found = moved if index is None else arguments.each_of(moved)[index]
     return found if isinstance(found, Tensor) and found.shape == out.shape else None
-
-
-class _Coarse:
-    """The plan by blocks: units merged into heads and MLPs, layers without nodes taken out."""
-
-    def __init__(self, tracer: _BlockTracer) -> None:
-        self.tracer = tracer
-
-    def plan(self, fine: Plan) -> Plan:
-        """Return the plan with the nodes that are left."""
-        tracer = self.tracer
-        target = torch.arange(fine.count)  # unit -> unit that it is part of
-        for unit, head in tracer.heads.items():
-            target[unit] = head
-        aliased = {fine.layer_of(unit) for unit in tracer.heads}
-        for index in aliased:
-            units_ = torch.tensor(fine.nodes[index].units)
-            target[units_[target[units_] == units_]] = NOBODY
-        for index in tracer.merged - aliased:
-            nodes = fine.nodes[index]
-            target[nodes.start : nodes.start + nodes.count] = nodes.start
-        for index in tracer.written:
-            nodes = fine.nodes[index]
-            target[nodes.start : nodes.start + nodes.count] = NOBODY
-        used = self._used(fine, target)
-        writers = tracer.merged & {
-            source for index in tracer.written for source in fine.nodes[index].sources
-        }
-        coarse = Plan()
-        number = torch.full((fine.count + 1,), NOBODY)
-        new_index: dict[int, int] = {}
-        for index, nodes in enumerate(fine.nodes):
-            span = range(nodes.start, nodes.start + nodes.count)
-            own = [unit for unit in span if int(target[unit]) == unit]
-            if index not in used or not own:
-                continue
-            kind = "mlp" if index in writers else nodes.kind
-            made = Nodes(nodes.name, kind, coarse.count, len(own))
-            number[own] = torch.arange(made.start, made.start + made.count)
-            coarse.nodes.append(made)
-            new_index[index] = len(coarse.nodes) - 1
-        final = torch.where(target >= 0, number[target], NOBODY)
-        self.final = torch.cat([final, torch.full((2,), NOBODY)])  # -1 and -2 stay nobody
-        self.of_layer: dict[int, int] = {}
-        for index, nodes in enumerate(fine.nodes):
-            unit = int(target[nodes.start : nodes.start + nodes.count].max())
-            if unit >= 0 and fine.layer_of(unit) in new_index:
-                self.of_layer[index] = new_index[fine.layer_of(unit)]
-        sources: dict[int, set[int]] = {}
-        for func, due in fine.calls:
-            renewed = []
-            for step in due:
-                new = self._renew(step, coarse)
-                if new is not None:
-                    renewed.append(new)
-                    self._note_sources(new, coarse, sources)
-            coarse.calls.append((func, tuple(renewed)))
-        coarse.nodes = [
-            dataclasses.replace(nodes, sources=tuple(sorted(sources.get(k, ()))))
-            for k, nodes in enumerate(coarse.nodes)
-        ]
-        coarse.constants, coarse.blocks = fine.constants, True
-        assert fine.output is not None
-        coarse.output = fine.output._replace(unit=self._number(fine.output.unit))
-        coarse.output_owes = fine.output_owes
-        return coarse
-
-    def _used(self, fine: Plan, target: Tensor) -> set[int]:
-        """Return the layers from which something leads to the output."""
-        assert fine.output is not None
-        used: set[int] = set()
-        waiting = fine.feeding(fine.output.unit)
-        while waiting:
-            index = waiting.pop()
-            if index not in used:
-                used.add(index)
-                waiting += fine.nodes[index].sources
-        heads = {fine.layer_of(head) for head in self.tracer.heads.values()}
-        return used | heads
-
-    def _number(self, unit: Tensor) -> Tensor:
-        return self.final.to(unit.device)[unit]
-
-    def _renew(self, step: Any, coarse: Plan) -> Any:
-        """Return a step by the new numbers, None where nothing of it is left."""
-        if isinstance(step, stream.Receive):
-            rows = self._number(step.rows)
-            if step.index not in self.of_layer or not bool((rows >= 0).any()):
-                return None
-            maps = tuple(stream.Reads(self._number(each.units)) for each in step.maps)
-            return dataclasses.replace(step, index=self.of_layer[step.index], rows=rows, maps=maps)
-        if isinstance(step, stream.Write):
-            numbers = tuple(int(self.final[unit]) for unit in step.units)
-            return dataclasses.replace(step, units=numbers)
-        if isinstance(step, (steps.Layer, steps.Meeting)) and step.index not in self.of_layer:
-            return None
-        if isinstance(step, steps.Layer):
-            columns = self._number(step.columns)
-            if not bool((columns >= 0).all()):
-                return None
-            return dataclasses.replace(step, index=self.of_layer[step.index], columns=columns)
-        if isinstance(step, steps.Meeting):
-            index = self.of_layer[step.index]
-            nodes = coarse.nodes[index]
-            if nodes.count == 1:
-                by = dataclasses.replace(step.by, unit=torch.zeros_like(step.by.unit))
-                first = self._number(step.pairs[step.by.unit])
-                return dataclasses.replace(step, index=index, by=by, pairs=first[:1])
-            return dataclasses.replace(step, index=index, pairs=self._number(step.pairs))
-        if isinstance(step, (steps.Epsilon, steps.Shift, steps.Deferred)):
-            by = dataclasses.replace(step.by, unit=self._number(step.by.unit))
-            return dataclasses.replace(step, by=by) if bool((by.unit >= 0).any()) else None
-        return step
-
-    def _note_sources(self, step: Any, coarse: Plan, sources: dict[int, set[int]]) -> None:
-        if isinstance(step, stream.Receive):
-            for each in step.maps:
-                sources.setdefault(step.index, set()).update(coarse.feeding(each.units))
-        elif isinstance(step, steps.Layer):
-            sources.setdefault(step.index, set()).update(coarse.feeding(step.columns))
-        elif isinstance(step, steps.Meeting):
-            sources.setdefault(step.index, set()).update(coarse.feeding(step.pairs))

@@ -27,7 +27,8 @@ from attrain.graph.blocks import trace_blocks
 from attrain.graph.graph import AttributionGraph
 from attrain.graph.plan import Plan
 from attrain.graph.record import Choice, record
-from attrain.graph.steps import SINKS, Epsilon, Totals
+from attrain.graph.steps import Epsilon
+from attrain.graph.totals import SINKS, Totals
 from attrain.graph.trace import trace
 
 METHODS = ("lrp", "gradient", "integrated_gradients", "ablation")

@@ -20,7 +20,7 @@ from attrain.attribution.targets import Target, scores
 from attrain.errors import InputError, unknown
 from attrain.graph.build import graph_of, prepare
 from attrain.graph.graph import AttributionGraph
-from attrain.graph.steps import Totals
+from attrain.graph.totals import Totals
 
 if TYPE_CHECKING:
     import os

@@ -12,7 +12,7 @@ from attrain.graph.graph import AttributionGraph
 from attrain.graph.intervene import bench
 from attrain.graph.plan import Nodes, Plan
 from attrain.graph.record import explained_units
-from attrain.graph.steps import SINKS
+from attrain.graph.totals import SINKS
 from attrain.graph.validate import Drops, one_of_each
 
 MOST_CUTS = 20_000

@@ -13,7 +13,8 @@ from attrain.graph.build import graph_of, prepare
 from attrain.graph.graph import AttributionGraph
 from attrain.graph.layer import connected
 from attrain.graph.plan import Nodes, Plan
-from attrain.graph.steps import Layer, Totals
+from attrain.graph.steps import Layer
+from attrain.graph.totals import Totals
 from attrain.rules.call import Scale, magnitude, mean_magnitude
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attrain.errors import InputError
-from attrain.graph import steps, stream, units
+from attrain.graph import arguments, steps, stream, units
 from attrain.graph.plan import Plan
 from attrain.graph.units import NOBODY, Samples, Units
 from attrain.rules import linear, product
@@ -38,14 +38,14 @@ class Follower(TorchFunctionMode):
         family = getattr(rule, "func", rule)
         if family is linear.embedded:
             return self._embedded(func, args, kwargs)
-        if family is bookkeeping or next(steps.carrying(args, kwargs), None) is None:
+        if family is bookkeeping or next(arguments.carrying(args, kwargs), None) is None:
             return func(*args, **kwargs)
         if family is product.opened:
             with self:
                 return product.body_of(func)(*args, **kwargs)
         if self.plan.blocks and family is product.attention:
             with self:
-                return steps.attended(*args, **kwargs)
+                return arguments.attended(*args, **kwargs)
         held = self.plan.constants.get(self.next)
         due = self._due(func)
         if held is not None:
@@ -59,7 +59,7 @@ class Follower(TorchFunctionMode):
         due, out = self._due(func), func(*args, **kwargs)
         if any(isinstance(step, steps.Constant) for step in due):
             return out
-        out = self._seen(steps.as_leaf(out))
+        out = self._seen(arguments.as_leaf(out))
         self.entered(due, args, kwargs, out)
         return out
 
@@ -105,7 +105,7 @@ class Taking(NamedTuple):
     and of length 1 along axes on which they do not change.
     """
 
-    where: steps.Where
+    where: arguments.Where
     unit: Tensor
     samples: Samples
 
@@ -136,7 +136,7 @@ def makes(step: Any, out: Tensor) -> Taking | None:
 @takes.register
 def _(step: steps.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Taking]:
     where = step.kind.place_of_input(args)
-    a = steps.at(where, args, kwargs)
+    a = arguments.at(where, args, kwargs)
     unit = _along(step.columns, step.kind.axis(a.ndim), a.ndim, step.samples)
     return [Taking(where, unit, step.samples)]
 
@@ -144,7 +144,7 @@ def _(step: steps.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ta
 @takes.register
 def _(step: stream.Write, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Taking]:
     where = step.kind.place_of_input(args)
-    a = steps.at(where, args, kwargs)
+    a = arguments.at(where, args, kwargs)
     columns = torch.full((a.shape[-1],), NOBODY, device=a.device)
     for group, unit in zip(step.groups, step.units, strict=True):
         columns[group] = unit
@@ -191,9 +191,11 @@ def _met(step: steps.Meeting, shape: Sequence[int]) -> Tensor:
     return step.by.unit.reshape(form)
 
 
-def stretched(step: Any, where: steps.Where, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def stretched(
+    step: Any, where: arguments.Where, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Tensor:
     """Return the argument at a place, stretched to the shape in which its units are told."""
-    value = steps.at(where, args, kwargs)
+    value = arguments.at(where, args, kwargs)
     if isinstance(step, steps.Meeting):
         return value.expand(_stretched(args, kwargs))
     return value

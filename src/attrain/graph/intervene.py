@@ -24,7 +24,7 @@ from attrain.attribution.lrp import frozen
 from attrain.attribution.part import sliced
 from attrain.attribution.targets import scores
 from attrain.errors import CreditWarning, InputError, unknown
-from attrain.graph import steps, units
+from attrain.graph import arguments, steps, stream, units
 from attrain.graph.build import prepare
 from attrain.graph.follow import SEEN, Follower, Taking, makes, stretched, takes
 from attrain.graph.graph import AttributionGraph
@@ -155,7 +155,7 @@ def _called(
     func: Any,
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    values: Sequence[tuple[steps.Where, Tensor]],
+    values: Sequence[tuple[arguments.Where, Tensor]],
 ) -> Any:
     """Return what a function makes with other values at some places."""
     given, named = list(args), dict(kwargs)
@@ -228,6 +228,8 @@ class Bench:
         only: a layer's index and, for each set, the number of its unit that alone sees another
         value; without, all consumers do.
         """
+        if self.plan.blocks:
+            self._check_handed(chosen.any(0).cpu())
         sets, samples = len(chosen), len(self.x)
         size = min(samples, self.batch_size)
         together = max(1, self.batch_size // size)
@@ -336,6 +338,21 @@ class Bench:
             index = torch.randint(len(known), (samples,), generator=draw)
         return known[index.to(known.device)]
 
+    def _check_handed(self, chosen: Tensor) -> None:
+        """Raise InputError for chosen nodes of a transformer that are no heads and no MLPs."""
+        handed = torch.zeros_like(chosen)
+        handed[self.endings[-1].unit.flatten().cpu()] = True
+        for step in (step for _, due in self.plan.calls for step in due):
+            for each in _units_of(step):
+                handed[each] = True
+        for nodes in self.plan.nodes:
+            span = slice(nodes.start, nodes.start + nodes.count)
+            if bool((chosen[span] & ~handed[span]).any()):
+                raise InputError(
+                    f"what {nodes.name!r} of kind {nodes.kind!r} hands on cannot be replaced in a "
+                    "graph of blocks: heads and MLPs can."
+                )
+
     def _check_reference(self, reference: Any) -> None:
         check_inputs(reference, self.model, self.batch_size)
         if reference.shape[1:] != self.x.shape[1:] or reference.dtype != self.x.dtype:
@@ -353,6 +370,18 @@ class Bench:
                     "tensors with an entry for each sample: leave reference out."
                 )
         return self.args
+
+
+def _units_of(step: Any) -> list[int]:
+    """Return the units that hand on something at a step."""
+    if isinstance(step, stream.Write):
+        return list(step.units)
+    numbers = (
+        step.columns
+        if isinstance(step, steps.Layer)
+        else (step.pairs if isinstance(step, steps.Meeting) else None)
+    )
+    return [] if numbers is None else numbers[numbers >= 0].flatten().tolist()
 
 
 def _tiled(value: Tensor, times: int) -> Tensor:
@@ -387,18 +416,16 @@ def bench(
     """
     check_model(model)
     check_inputs(x, model, batch_size)
-    if graph is not None and _BLOCKS & set(graph.kinds.values()):
-        raise InputError(
-            "interventions replace what units of layers hand on, and this is a graph of a "
-            "transformer's blocks: make one with nodes='units' of a part that has it."
-        )
+    blocks = graph is not None and bool(_BLOCKS & set(graph.kinds.values()))
     args = as_tuple(additional_forward_args)
     with as_in_evaluation(model, x), frozen(model):
         x, args = plain(x), tuple(map(plain, args))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CreditWarning)  # no credit is handed out here
-            plan = prepare(model, x, args, "gradient", {}, "units").plan
-        _check_reached(plan)
+            method, kind = ("lrp", "blocks") if blocks else ("gradient", "units")
+            plan = prepare(model, x, args, method, {}, kind).plan
+        if not blocks:
+            _check_reached(plan)
         if graph is not None:
             _check_fits(graph, plan)
         yield Bench(model, plan, x, args, batch_size)

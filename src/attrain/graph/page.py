@@ -85,7 +85,7 @@ def to_svg(
     """
     made = class_graph(graph, name or graph.target or "output", labels)
     page.check_graph(made)
-    text = graph_svg(made, width=width, nodes=nodes, edges=edges)
+    text = str(graph_svg(made, width=width, nodes=nodes, edges=edges))
     head = '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff;color:#1a1a1a" '
     with replacing(path) as file:
         file.write(text.replace("<svg ", head, 1).encode() + b"\n")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attrain import marks
 from attrain.errors import InputError
+from attrain.graph import arguments, shares, steps, units
 from attrain.graph import layer as layers
-from attrain.graph import steps, units
 from attrain.graph.plan import Plan
 from attrain.graph.units import MIXED, NOBODY, Units
 from attrain.rules import activation, linear, norm, product
@@ -44,6 +44,7 @@ class Context(Protocol):
     settings: Settings
     epsilon: float
     refunded: set[int]
+    partly: dict[int, Tensor]
     kept: list[Tensor]
     paid: set[tuple[int, int]]
     deferred: list[tuple[int, tuple[int, int], steps.Step]]
@@ -69,8 +70,8 @@ class Reading:
     args: Sequence[Any]
     kwargs: dict[str, Any]
     out: Any
-    before: list[tuple[steps.Where, Units, Tensor]]
-    owed: list[tuple[steps.Where, float, Tensor]]
+    before: list[tuple[arguments.Where, Units, Tensor]]
+    owed: list[tuple[arguments.Where, float, Tensor]]
     names: list[tuple[int, int]]
     waiting: list[tuple[tuple[int, int], Tensor, Tensor, float]] = field(default_factory=list)
     scattered: bool = False
@@ -153,9 +154,19 @@ class Reading:
 
     def _refund(self, out: Tensor) -> None:
         """Remember that a stabiliser which was given back is still owed by name alone."""
-        if self.family in _DEFERRING and self._refunded:
-            self.context.refunded.add(id(out))
-            self.context.kept.append(out)
+        if self.family not in _DEFERRING:
+            return
+        context = self.context
+        whole = [id(tensor) in context.refunded for _, _, tensor in self.before]
+        if all(whole):
+            context.refunded.add(id(out))
+        elif any(whole) or any(id(tensor) in context.partly for _, _, tensor in self.before):
+            masks = {
+                id(tensor): context.partly.get(id(tensor), torch.tensor(given)).expand(tensor.shape)
+                for given, (_, _, tensor) in zip(whole, self.before, strict=True)
+            }
+            context.partly[id(out)] = self._made_of(masks, out)
+        context.kept.append(out)
 
     @property
     def _refunded(self) -> bool:
@@ -190,9 +201,9 @@ class Reading:
         name = self._name()
         if name == "masked_fill":
             self._keep(out, self.before[0][1])
-            return self._shifts(out, partial(steps.filled, self._spare))
+            return self._shifts(out, partial(shares.filled, self._spare))
         if name in ("pad", "constant_pad_nd") and self._padded(out):
-            return self._shifts(out, partial(steps.padded, self._spare, self.before[0][0]))
+            return self._shifts(out, partial(shares.padded, self._spare, self.before[0][0]))
         if self.family is linear.passed and not self._moves_values():
             self._pooled(out, index)
             return []
@@ -361,6 +372,9 @@ class Reading:
                 epsilon = self.context.epsilon
             if each.mixed or not epsilon or id(tensor) in self.context.refunded:
                 continue
+            mask = self.context.partly.get(id(tensor))
+            if mask is not None:
+                each = each._replace(unit=torch.where(mask, NOBODY, each.unit))
             by = units.sums(each)
             if by is None:
                 self.scattered = True
@@ -384,7 +398,7 @@ class Reading:
         """Whether what was written out by hand is one activation of one tensor."""
         return out.grad_fn is not None and out.grad_fn.name() == "SecantBackward"
 
-    def _curve(self, each: Units | None, where: steps.Where | None = None) -> list[steps.Step]:
+    def _curve(self, each: Units | None, where: arguments.Where | None = None) -> list[steps.Step]:
         by = None if each is None or each.mixed else units.sums(each)
         self.scattered |= by is None and each is not None and not each.mixed
         epsilon = self.context.epsilon
@@ -417,14 +431,19 @@ class Reading:
         if each is None or each.mixed or len(self.before) == 1:
             return each
         from_it = {
-            id(taken): torch.full(taken.shape, float(taken is tensor), device=taken.device)
+            id(taken): torch.tensor(taken is tensor).expand(taken.shape)
             for _, _, taken in self.before
         }
+        return each._replace(unit=torch.where(self._made_of(from_it, out), each.unit, NOBODY))
+
+    def _made_of(self, masks: dict[int, Tensor], out: Tensor) -> Tensor:
+        """Return which values of `out` the call made of masked values of what it took."""
 
         def mapped(value: Any) -> Any:
             if isinstance(value, Tensor):
-                other = value if not value.is_floating_point() else torch.zeros_like(value)
-                return from_it.get(id(value), other.detach())
+                if id(value) in masks:
+                    return masks[id(value)].to(value.device, torch.get_default_dtype())
+                return torch.zeros_like(value) if value.is_floating_point() else value.detach()
             if isinstance(value, (list, tuple)):
                 return type(value)(mapped(each) for each in value)
             return value
@@ -435,13 +454,13 @@ class Reading:
             )
         if out is not self.out:
             made = _tensors(made)[_index(out, self.out)]
-        return each._replace(unit=torch.where(made > 0.5, each.unit, NOBODY))
+        return torch.as_tensor(made.abs() > 0.5)
 
     def _shifted(self, out: Tensor) -> list[steps.Step]:
         """Return what constants and parameters add to the units of one tensor."""
         if len(self.before) != 1 or self._whole(out):
             return []
-        offset = partial(steps.added, self._spare, self._name(), self.before[0][0])
+        offset = partial(shares.added, self._spare, self._name(), self.before[0][0])
         return self._shifts(out, offset)
 
     @property
@@ -461,7 +480,7 @@ class Reading:
         return [steps.Shift(by, offset, kind, overwritten=self.in_place)]
 
     def _normalised(self, out: Tensor) -> list[steps.Step]:
-        offset = steps.OFFSETS.get(self.family)
+        offset = shares.OFFSETS.get(self.family)
         return [] if offset is None else self._shifts(out, offset, "normalisation")
 
     def _layer(self, out: Tensor) -> list[steps.Step]:
@@ -546,7 +565,7 @@ class Reading:
                 by=by,
                 pairs=pairs,
                 wheres=wheres,
-                shares=steps.shares_of(name, kind),
+                shares=shares.shares_of(name, kind),
                 product=kind == "product",
                 overwritten=self.in_place,
             )

@@ -12,7 +12,7 @@ from attrain.attribution.targets import Target, scores, select
 from attrain.graph import steps, units
 from attrain.graph.follow import SEEN, Follower
 from attrain.graph.plan import Plan
-from attrain.graph.steps import Totals
+from attrain.graph.totals import Totals
 from attrain.rules.call import stabilise
 
 

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attrain.graph.arguments import Where, at
 from attrain.graph.layer import Kind
-from attrain.graph.steps import Totals, Where, at, hook
+from attrain.graph.steps import hook
+from attrain.graph.totals import Totals
 from attrain.graph.units import Samples
 
 _PARTS = "_attrain_parts"

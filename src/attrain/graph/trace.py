@@ -17,7 +17,7 @@ from attrain import marks
 from attrain.attribution.targets import scores
 from attrain.credit import LFP
 from attrain.errors import InputError
-from attrain.graph import steps, units
+from attrain.graph import arguments, steps, units
 from attrain.graph.plan import Plan
 from attrain.graph.reading import Reading, Untraceable
 from attrain.graph.units import NOBODY, Units
@@ -74,6 +74,7 @@ class Tracer(TorchFunctionMode):
                 self.owners.setdefault(id(parameter), []).append(name)
         self.inside: list[str] = []
         self.refunded: set[int] = set()  # calls' outputs whose stabiliser their layer gives back
+        self.partly: dict[int, Tensor] = {}  # and outputs of which some values are such
         self.kept: list[Tensor] = []  # what is told apart by identity has to live on
         self.paid: set[tuple[int, int]] = set()
         self.deferred: list[tuple[int, tuple[int, int], steps.Step]] = []
@@ -130,7 +131,7 @@ class Tracer(TorchFunctionMode):
         family = getattr(rule, "func", rule)
         if family is linear.embedded:
             return self._embedded(func, args, kwargs)
-        carrying = list(steps.carrying(args, kwargs))
+        carrying = list(arguments.carrying(args, kwargs))
         if not carrying or family is bookkeeping:
             return func(*args, **kwargs)
         if family is product.opened:
@@ -163,7 +164,7 @@ class Tracer(TorchFunctionMode):
         if out.ndim < 2 or len(out) != self.count:
             self.plan.calls.append((func, (steps.Constant(),)))
             return out
-        out = steps.as_leaf(out)
+        out = arguments.as_leaf(out)
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         made = self.plan.add(self.named(weight, "embedding"), "embedding", out.shape[-1])
         unit = torch.arange(made.start, made.start + made.count, device=out.device)

@@ -39,7 +39,8 @@ class Edges(NamedTuple):
 class Validation:
     """What ablating the strongest nodes did to the output, beside random nodes.
 
-    share: of |R| in each layer that the ablated nodes hold. drop: by how much the output fell.
+    share: of |R| that the ablated nodes hold, as a mean over the layers. drop: by how much the
+    output fell.
     random, spread: mean and standard deviation of the drop for as many random nodes, over `seeds`.
     """
 

@@ -114,8 +114,7 @@ STUDY = Study(
     source="A Novel Training Method for Deep Neural Networks Leveraging Attribution Graphs, "
     "table 1",
     deviations=(
-        "The table has words and no numbers: every threshold in a claim is ours, and was fixed "
-        "before the measurement.",
+        "The table has words and no numbers: every threshold in a claim is ours.",
         "LeNet on MNIST, trained by gradient descent. The logit of the predicted class is "
         "explained; baselines are black, and ten training samples for DeepSHAP and GradientSHAP.",
         "LIME and Kernel SHAP see 8x8 cells, everything else sees pixels, and all are compared at "
