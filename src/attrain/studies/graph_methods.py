@@ -210,12 +210,16 @@ def _table(config: Config, subject: str, each: Sequence[Result]) -> list[TableRo
     for method in METHODS:
         sinks = dict.fromkeys(sink for one in each[0]["leaks"][method] for sink in one)
         for sink in sinks:
+            # The median: by integrated gradients a class may be explained that has hardly changed.
             values = [
-                float(np.mean([one.get(sink, 0.0) for one in result["leaks"][method]]))
+                float(np.median([abs(one.get(sink, 0.0)) for one in result["leaks"][method]]))
                 for result in each
             ]
             if any(values):
-                table.append(measured(f"{subject}: {method}, to the sink {sink} / output", values))
+                told_of = (
+                    f"{subject}: {method}, size of the sink {sink} / output, median of classes"
+                )
+                table.append(measured(told_of, values))
         errors = [result["error"][method] for result in each]
         table.append(measured(f"{subject}: {method}, largest error of conservation", errors))
     return table
