@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from attrain.graph.rank import hidden
 from attrain.metrics.sparsity import gini
@@ -88,37 +89,50 @@ def _measure(config: Config, subject: Subject, seed: int) -> Result:
     data = images(subject.recipe.data)
     x, y = data.test.tensors
     parts = halves(x, y, data.num_classes, subject.images)
-    reference = torch.cat([first for first, _ in parts])
-    found: Result = {
+    each = [_of_class(config, subject, model, parts, label) for label in range(data.num_classes)]
+    return {
         "accuracy": accuracy(model, x[: config.tested], y[: config.tested]),
-        "nodes": [],
-        "edges": [],
-        "leaks": {method: [] for method in METHODS},
-        "error": {method: 0.0 for method in METHODS},
-        "gini": [],
-        "output": [],
-        "falls": {how: [] for how in config.hows},
+        **_together(config, each),
     }
-    for label, (chosen_by, measured_by) in enumerate(parts):
-        made = graphs(model, chosen_by, label)
-        ranked = rankings(made, model, chosen_by, label, reference, subject.singles)
-        pairs = agreement(made, ranked, EDGES)
-        found["nodes"].append(pairs["nodes"])
-        found["edges"].append(pairs["edges"])
-        first = made[next(iter(METHODS))]
-        concentrated = [gini(first.relevance[name]) for name in hidden(first)]
-        found["gini"].append(float(np.nanmean(concentrated)))
-        for method, graph in made.items():
-            found["leaks"][method].append(leaked(graph.leaks(), graph.output))
-            found["error"][method] = max(found["error"][method], *graph.error().values())
-        for how in config.hows:
-            output, curves = falls(
-                first, model, measured_by, label, ranked, reference, config.shares, how,
-                config.draws,
-            )  # fmt: skip
-            found["falls"][how].append(curves)
-        found["output"].append(output)
-    return found
+
+
+def _of_class(
+    config: Config,
+    subject: Subject,
+    model: nn.Module,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    label: int,
+) -> Result:
+    """Return what the graphs of a class come to; `parts` are the two parts of every class."""
+    chosen_by, measured_by = parts[label]
+    reference = torch.cat([first for first, _ in parts])
+    made = graphs(model, chosen_by, label)
+    ranked = rankings(made, model, chosen_by, label, reference, subject.singles)
+    first = made[next(iter(METHODS))]
+    fallen = {
+        how: falls(
+            first, model, measured_by, label, ranked, reference, config.shares, how, config.draws
+        )
+        for how in config.hows
+    }
+    return {
+        **agreement(made, ranked, EDGES),
+        "leaks": {name: leaked(graph.leaks(), graph.output) for name, graph in made.items()},
+        "error": {name: max(graph.error().values()) for name, graph in made.items()},
+        "gini": float(np.nanmean([gini(first.relevance[name]) for name in hidden(first)])),
+        "output": fallen[config.hows[0]][0],
+        "falls": {how: curves for how, (_, curves) in fallen.items()},
+    }
+
+
+def _together(config: Config, each: Sequence[Result]) -> Result:
+    """Return the results of the classes in lists; of errors the largest."""
+    return {
+        **{key: [one[key] for one in each] for key in ("nodes", "edges", "gini", "output")},
+        "leaks": {name: [one["leaks"][name] for one in each] for name in METHODS},
+        "error": {name: max(one["error"][name] for one in each) for name in METHODS},
+        "falls": {how: [one["falls"][how] for one in each] for how in config.hows},
+    }
 
 
 def leaked(leaks: Mapping[str, float], output: float) -> dict[str, float]:
