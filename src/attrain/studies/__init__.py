@@ -34,6 +34,9 @@ STUDIES: Mapping[str, Entry] = {
     "depara-transfer": Entry(
         "depara", "DEPARA: does the similarity of attribution graphs tell what transfers?"
     ),
+    "graph-methods": Entry(
+        "graph_methods", "Attribution graphs by different methods: agreement, leaks, faithfulness"
+    ),
     "lfp-fig3": Entry("fig3", "Toy sets: LFP and gradient descent over all learning rates"),
     "lfp-fig4": Entry("fig4", "Two weights: where LFP and gradient descent walk"),
     "lfp-fig7-A3": Entry(
@@ -45,6 +48,9 @@ STUDIES: Mapping[str, Entry] = {
     "lfp-figA2": Entry("figA2", "Blobs: LFP with a reward that has no loss"),
     "lfp-frontier": Entry(
         "frontier", "Accuracy against sparsity: LFP and gradient descent, tuned alike"
+    ),
+    "summit-classes": Entry(
+        "summit_classes", "SUMMIT's class view: are classes with similar graphs confused?"
     ),
 }
 
