@@ -87,7 +87,7 @@ class JobConfig:
     """Settings that training jobs share."""
 
     data: str = "digits"
-    """Data set: a known name (digits, mnist, movies, series:middle-gaussian, ...), a hub name, a
+    """Data set: a known name (mnist, movies, series:middle-gaussian, ...), a hub name, a
     local folder, or a table (.csv, .npz)."""
     model: str = "mlp"
     """Model: a known name, or module:function that returns one."""
