@@ -1,5 +1,6 @@
 """The plan of a model's graph: its layers of nodes, and what is taken down at each call."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from attrain.errors import InputError
 from attrain.graph import steps
-from attrain.graph.units import Units
+from attrain.graph.units import Units, shrunk
 
 _MOST_EDGES = 50_000_000
 
@@ -106,12 +107,14 @@ class Plan:
 
     def layer_of(self, unit: int) -> int:
         """Return the index of the layer that a unit belongs to."""
-        return next(index for index, each in enumerate(self.nodes) if unit in each.units)
+        return bisect_right(self.nodes, unit, key=lambda each: each.start) - 1
 
     def feeding(self, numbers: Tensor) -> list[int]:
         """Return the layers, in order, that units belong to."""
-        found = {self.layer_of(unit) for unit in torch.unique(numbers).tolist() if unit >= 0}
-        return sorted(found)
+        found = torch.unique(shrunk(numbers))
+        starts = torch.tensor([each.start for each in self.nodes], device=found.device)
+        layers = torch.bucketize(found[found >= 0], starts, right=True) - 1
+        return sorted({*layers.tolist()})
 
 
 def _lives(step: steps.Step, place: dict[int, int]) -> bool:

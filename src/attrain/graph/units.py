@@ -52,13 +52,16 @@ def forget(tensor: Tensor) -> None:
         delattr(tensor, _ATTRIBUTE)
 
 
+def is_constant(numbers: Tensor, axis: int) -> bool:
+    """Tell whether a map does not change along an axis; most are stretched there, which shows."""
+    if numbers.shape[axis] == 1 or numbers.stride(axis) == 0:
+        return True
+    return bool((numbers == numbers.narrow(axis, 0, 1)).all())
+
+
 def constant_axes(numbers: Tensor) -> tuple[int, ...]:
     """Return the axes along which a map does not change."""
-    return tuple(
-        axis
-        for axis in range(numbers.ndim)
-        if numbers.shape[axis] <= 1 or bool((numbers == numbers.narrow(axis, 0, 1)).all())
-    )
+    return tuple(axis for axis in range(numbers.ndim) if is_constant(numbers, axis))
 
 
 @dataclass(frozen=True)
@@ -145,16 +148,26 @@ def along(units: Units, axis: int) -> Tensor | None:
     for other in reversed(range(numbers.ndim)):
         if other == axis:
             continue
-        if not bool((numbers == numbers.narrow(other, 0, 1)).all()):
+        if not is_constant(numbers, other):
             return None
         numbers = numbers.select(other, 0)
         axis -= other < axis
     return numbers
 
 
+def shrunk(numbers: Tensor) -> Tensor:
+    """Return a map with length 1 along every axis along which it does not change."""
+    for axis in constant_axes(numbers):
+        numbers = numbers.narrow(axis, 0, 1)
+    return numbers
+
+
 def paired(numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return a map of new units, one per combination of old ones, and the combinations [K, n]."""
-    stacked = torch.stack(list(numbers), -1)
-    combinations, places = torch.unique(stacked.reshape(-1, len(numbers)), dim=0,
-                                        return_inverse=True)  # fmt: skip
-    return places.reshape(stacked.shape[:-1]), combinations
+    shape = numbers[0].shape
+    spread = torch.broadcast_tensors(*map(shrunk, numbers))  # type: ignore[no-untyped-call]
+    stacked = torch.stack(spread, -1)
+    combinations, places = torch.unique(
+        stacked.reshape(-1, len(numbers)), dim=0, return_inverse=True
+    )
+    return places.reshape(stacked.shape[:-1]).expand(shape), combinations
