@@ -548,8 +548,17 @@ class Reading:
                 epsilon=context.epsilon if rule.epsilon is None else rule.epsilon,
                 owed=context.epsilon,
                 groups=taken.named.get("groups", 1),
+                first=self._is_first(sources),
             )
         ]
+
+    def _is_first(self, sources: list[int]) -> bool:
+        """Whether a layer takes the inputs, at which nothing is taken down."""
+        plan = self.context.plan
+        earlier = [step for _, due in plan.calls for step in due]
+        alone = all(isinstance(step, steps.Layer) and step.first for step in earlier)
+        owes = any(epsilon for _, epsilon, _ in self.owed)
+        return alone and not owes and [plan.nodes[k].kind for k in sources] == ["input"]
 
     def _rule(self, weight: Any) -> Decomposition:
         call = Call(self.context.settings, self.func, self.args, self.kwargs)

@@ -29,6 +29,8 @@ class Recorder(Follower):
         """Take down what is due at a call."""
         kept = [step.before(self.totals, args, kwargs) for step in due]
         out = func(*args, **kwargs)
+        if any(isinstance(step, steps.Layer) and step.first for step in due):
+            out = _cut(out)
         for step, each in zip(due, kept, strict=True):
             step.after(self.totals, each, args, kwargs, out)
         return out
@@ -39,6 +41,18 @@ class Recorder(Follower):
         """Let tokens start a stream."""
         for step in due:
             step.after(self.totals, None, args, kwargs, out)
+
+
+def _cut(out: Tensor) -> Tensor:
+    """Return a first layer's output, where the way back ends: the inputs' credit is nobody's need.
+
+    A copy, since a function may write into what it takes, and into no leaf.
+    """
+    new = out.detach().requires_grad_().clone()
+    mark = marks.get(out)
+    if mark is not None:
+        marks.put(new, mark)
+    return new
 
 
 Choice = Callable[[Tensor], tuple[Target, Tensor]]

@@ -193,7 +193,8 @@ class Shift:
 class Layer:
     """The messages of a linear or convolution layer, and what its bias takes.
 
-    columns: the unit of each input channel or feature.
+    columns: the unit of each input channel or feature. first: whether it takes the inputs as they
+    are, so that nobody needs the credit of what is before it.
     """
 
     index: int
@@ -204,6 +205,7 @@ class Layer:
     epsilon: float
     owed: float
     groups: int = 1
+    first: bool = False
 
     def before(self, totals: Totals, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Keep what the layer takes."""
