@@ -31,15 +31,6 @@ def carrying(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Wher
             yield where, tensor
 
 
-def each_of(out: Any) -> list[Tensor]:
-    """Return the tensors that a call returned."""
-    if isinstance(out, Tensor):
-        return [out]
-    if isinstance(out, (list, tuple)):
-        return [tensor for each in out for tensor in each_of(each)]
-    return []
-
-
 def carries(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether any argument belongs to units."""
     return next(carrying(args, kwargs), None) is not None

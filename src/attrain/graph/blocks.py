@@ -22,7 +22,7 @@ from attrain.graph.stream import Stream, Switch
 from attrain.graph.trace import Tracer
 from attrain.graph.units import MIXED, NOBODY, Units
 from attrain.rules import linear, norm, product
-from attrain.rules.call import name_of, place
+from attrain.rules.call import each_of, name_of, place
 from attrain.rules.registry import REGISTRY, bookkeeping
 
 _STREAM = "_attrain_stream"
@@ -211,7 +211,7 @@ class _BlockTracer(Tracer):
         self.starting.clear()
 
     def _mixed(self, func: Any, out: Any) -> None:
-        for each in arguments.each_of(out):
+        for each in each_of(out):
             if each.is_floating_point():
                 samples = torch.zeros(each.shape, dtype=torch.long, device=each.device)
                 why = f"{name_of(func)} at {place()}"
@@ -259,7 +259,7 @@ class _BlockTracer(Tracer):
         if not isinstance(where, (int, str)):
             return None
         due = []
-        for index, each in enumerate(arguments.each_of(out)):
+        for index, each in enumerate(each_of(out)):
             place_ = None if isinstance(out, Tensor) else index
             if scaled:
                 maps = [part.expand(each.shape) for part in (*known.parts, known.sample)]
@@ -286,7 +286,7 @@ class _BlockTracer(Tracer):
         if not isinstance(axis, int) or axis % tensor.ndim == tensor.ndim - 1:
             return None
         axis %= tensor.ndim
-        apart = tuple(not bool((part == part.narrow(axis, 0, 1)).all()) for part in known.parts)
+        apart = tuple(not units.is_constant(part, axis) for part in known.parts)
         maps: list[Tensor] = []
         for part, several in zip(known.parts, apart, strict=True):
             places = range(tensor.shape[axis]) if several else range(1)
@@ -392,7 +392,7 @@ class _BlockTracer(Tracer):
         if value is None or value.mixed or value.unit.ndim < 3:
             return
         unit = value.unit
-        if not bool((unit == unit.narrow(-2, 0, 1)).all()):
+        if not units.is_constant(unit, -2):
             return
         rows = unit.select(-2, 0).reshape(-1, unit.shape[-1])  # [samples and heads, features]
         heads: dict[tuple[int, ...], int] = {}
@@ -460,5 +460,5 @@ def _again(
             )
     except (RuntimeError, TypeError, IndexError, ValueError):
         return None
-    found = moved if index is None else arguments.each_of(moved)[index]
+    found = moved if index is None else each_of(moved)[index]
     return found if isinstance(found, Tensor) and found.shape == out.shape else None

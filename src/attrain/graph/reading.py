@@ -15,7 +15,7 @@ from attrain.graph import layer as layers
 from attrain.graph.plan import Plan
 from attrain.graph.units import MIXED, NOBODY, Units
 from attrain.rules import activation, linear, norm, product
-from attrain.rules.call import Call, Settings, name_of, place
+from attrain.rules.call import Call, Settings, each_of, name_of, place
 from attrain.rules.decomposition import Decomposition, Epsilon
 from attrain.rules.layer import operands, rectified
 
@@ -102,12 +102,12 @@ class Reading:
             if self.out.is_floating_point():
                 found += self._result(self.out)
         else:
-            for index, each in enumerate(_tensors(self.out)):
+            for index, each in enumerate(each_of(self.out)):
                 if each.is_floating_point() and each.requires_grad:
                     self._moved(each, index)
         self._deferrals()
         if self.scattered:  # whose sums by sample could not be told
-            for each in _tensors(self.out):
+            for each in each_of(self.out):
                 self._mix(each, f"{self._told()}, whose samples have no axis of their own")
         if self.part:  # whose credit autograd does not tell, but only that of the whole
             self._mix(self.out, f"{self._told()}, which writes into a part of a tensor")
@@ -310,7 +310,7 @@ class Reading:
         if target is not None:
             written: Tensor = args[0]
             return written
-        found: Tensor = _tensors(out)[index] if index is not None else out
+        found: Tensor = each_of(out)[index] if index is not None else out
         return found.round().long() if pads else found
 
     def _among(self, part: str, index: int | None) -> Tensor | None:
@@ -329,7 +329,7 @@ class Reading:
             kwargs = {key: mapped(each) for key, each in self.kwargs.items()}
             with torch._C.DisableTorchFunction(), torch.no_grad():
                 out = self.func(*[mapped(each) for each in self.args], **kwargs)
-            return out if index is None else _tensors(out)[index]
+            return out if index is None else each_of(out)[index]
 
         if winners:
             high = of(lambda numbers: numbers)
@@ -371,7 +371,7 @@ class Reading:
     def _epsilons(self) -> list[steps.Step]:
         """Return the stabilisers that the call pays for what it took."""
         found: list[steps.Step] = []
-        outs = _tensors(self.out)
+        outs = each_of(self.out)
         keeps_sign = getattr(self.rule, "keywords", {}).get("keeps_sign", True)
         for (where, epsilon, tensor), (_, each, _), name in zip(
             self.owed, self.before, self.names, strict=True
@@ -468,7 +468,7 @@ class Reading:
                 *map(mapped, self.args), **{key: mapped(each) for key, each in self.kwargs.items()}
             )
         if out is not self.out:
-            made = _tensors(made)[_index(out, self.out)]
+            made = each_of(made)[_index(out, self.out)]
         return torch.as_tensor(made.abs() > 0.5)
 
     def _shifted(self, out: Tensor) -> list[steps.Step]:
@@ -600,12 +600,4 @@ class Reading:
 
 
 def _index(out: Tensor, among: Any) -> int:
-    return next(index for index, each in enumerate(_tensors(among)) if each is out)
-
-
-def _tensors(out: Any) -> list[Tensor]:
-    if isinstance(out, Tensor):
-        return [out]
-    if isinstance(out, (list, tuple)):
-        return [tensor for each in out for tensor in _tensors(each)]
-    return []
+    return next(index for index, each in enumerate(each_of(among)) if each is out)

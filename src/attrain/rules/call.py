@@ -409,7 +409,7 @@ class Call:
 
     def mark_derived(self, out: Any) -> Any:
         """Mark the results of a call on parameters alone."""
-        for tensor in _tensors(out):
+        for tensor in each_of(out):
             if marks.get(tensor) is None and id(tensor) not in self.settings.parameters:
                 marks.put(tensor, marks.PARAMETER)
         return out
@@ -433,7 +433,7 @@ class Call:
                 out._attrain = mark  # type: ignore[attr-defined]  # marks.put, on the hot path
                 settings.last = out
         else:
-            for tensor in _tensors(out):
+            for tensor in each_of(out):
                 if tensor.requires_grad:
                     marks.put(tensor, mark)
                     settings.last = tensor
@@ -456,7 +456,7 @@ class Call:
 
     def finish_objective(self, out: Any) -> Any:
         """Mark what is computed from a loss: no part of the network, with plain gradients."""
-        for tensor in _tensors(out):
+        for tensor in each_of(out):
             if tensor.requires_grad:
                 marks.put(tensor, self.settings.objective)
         return out
@@ -581,9 +581,10 @@ def place() -> str:
     return "an unknown place"
 
 
-def _tensors(out: Any) -> list[Tensor]:
+def each_of(out: Any) -> list[Tensor]:
+    """Return the tensors that a call returned."""
     if isinstance(out, Tensor):
         return [out]
     if isinstance(out, (list, tuple)):
-        return [tensor for item in out for tensor in _tensors(item)]
+        return [tensor for item in out for tensor in each_of(item)]
     return []
