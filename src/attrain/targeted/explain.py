@@ -1,4 +1,4 @@
-"""A pass of its own that explains outputs: what each unit has to do with them, no weight gradient."""
+"""A pass of its own that explains outputs by units, without a gradient of any weight."""
 
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ def measure(
     watching = Watching(layers, norms, substitute=False, cut=True, measuring=measuring)
     example = next((each for each in batch.args if isinstance(each, Tensor)), torch.empty(0))
     with as_in_evaluation(model, example), frozen(model):
-        with LFP(model) if flow else nullcontext(), watching:
+        with LFP(model, epsilon=0.0) if flow else nullcontext(), watching:
             out = scores(model(*batch.args, **batch.kwargs))
         if not out.requires_grad:
             raise InputError(

@@ -26,7 +26,7 @@ class Parts(nn.Module):
 
     def add(self, name: str, parameter: Tensor) -> nn.Parameter:
         """Return a new parameter with the values of another, held under a layer's name."""
-        part = nn.Parameter(parameter.detach())
+        part = nn.Parameter(parameter.data)  # whose changes are counted apart
         self.register_parameter(name.replace(".", "/"), part)
         return part
 
@@ -48,9 +48,7 @@ class Norm:
 
     def moved(self) -> None:
         """Follow parameters that went to another device or type."""
-        self.kept = [
-            kept.to(each) for each, kept in zip(self.parameters, self.kept, strict=True)
-        ]
+        self.kept = [kept.to(each) for each, kept in zip(self.parameters, self.kept, strict=True)]
 
     def restore(self, mask: Tensor) -> None:
         """Put back what is not in `mask` [units]."""
@@ -186,6 +184,12 @@ class Layer:
         else:
             self.target(rows)
 
+    def release(self) -> None:
+        """Let the whole learn as it did before, with what was learned."""
+        self.sync()
+        for _, whole in self.parts():
+            whole.requires_grad_()
+
     def given(self, truncated: bool) -> Rows:
         """Return the parameters as `rows` takes them."""
         assert self.rows is not None
@@ -223,9 +227,7 @@ def find(
         reasons |= dict.fromkeys(list(modules)[-1:], "output layer")
     else:
         for pattern in dense:
-            fitting = [
-                name for name, _ in model.named_modules() if _fits(name, pattern) and name
-            ]
+            fitting = [name for name, _ in model.named_modules() if _fits(name, pattern) and name]
             if not fitting:
                 raise InputError(
                     f"dense={pattern!r} fits no module of the model: layers that could be targeted "
@@ -245,7 +247,8 @@ def find(
         told = "; ".join(f"{name!r} ({reason})" for name, reason in reasons.items())
         raise InputError(
             "the model has no layer that can be targeted, which a linear or convolution layer "
-            f"before the output layer is: {told or 'it has neither'}."
+            f"before the output layer is: {told or 'it has neither'}. Weights that another "
+            "Targeted took require grad again after its release()."
         )
     return [Layer(name, modules[name], density, parts) for name in chosen], reasons
 
@@ -273,7 +276,7 @@ def _reason(module: nn.Module, uses: Mapping[int, int]) -> str:
     if any(uses[id(each)] > 1 for each in own):
         return "it shares its weight with another layer"
     if not weight.requires_grad:
-        return "it is frozen"
+        return "it does not require grad"
     if len(weight) < 2:
         return "it has one unit"
     return ""

@@ -123,7 +123,7 @@ class Targeted(nn.Module):
         self._wrapper: Any = None
         self._known: tuple[int, ...] = ()
         self._index()
-        self.register_load_state_dict_post_hook(_loaded)
+        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
         if warmup == 0:
             self._choose({each.name: self._draw(each) for each in self._layers}, (), told=False)
         self.train(model.training)
@@ -221,7 +221,7 @@ class Targeted(nn.Module):
 
         if out.requires_grad:
             with natively():
-                out.register_hook(came_back)
+                out.register_hook(came_back)  # type: ignore[no-untyped-call]
 
     # Choosing rows -------------------------------------------------------------------------------
 
@@ -247,6 +247,7 @@ class Targeted(nn.Module):
                 if layer.name in found:
                     total, calls = found[layer.name]
                     new = total / calls
+                    new = new.abs() if rule.signed else new
                     old = layer.scores
                     layer.scores = new if old is None else old.lerp(new, 1 - self.memory)
         return {each.name: self._final(each) for each in self._layers}
@@ -260,9 +261,7 @@ class Targeted(nn.Module):
             for each in self._layers
         }
         return {
-            name: each
-            for name, each in distributed.mean(whole, self._around()).items()
-            if each[1]
+            name: each for name, each in distributed.mean(whole, self._around()).items() if each[1]
         }
 
     def _final(self, layer: Layer) -> Tensor:
@@ -370,6 +369,16 @@ class Targeted(nn.Module):
         """Return how many bytes optimizers hold for their parameters."""
         return state.held(getattr(each, "optimizer", each) for each in optimizers)
 
+    def release(self) -> nn.Module:
+        """Return the model with everything that was learned, all its weights free to learn.
+
+        This object is of no use afterwards.
+        """
+        with torch.no_grad(), natively():
+            for layer in self._layers:
+                layer.release()
+        return self.model
+
     # As a module ---------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "Targeted":
@@ -395,13 +404,14 @@ class Targeted(nn.Module):
             layer.owns = layer.weight
 
     def _name_of(self, weight: Tensor | None) -> str | None:
+        name: str
         for name, module in self.model.named_modules():
             if weight is not None and module._parameters.get("weight") is weight:
                 return name
         return None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Targeted":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for layer in self._layers:
             layer.moved()
         self._index()
@@ -460,7 +470,7 @@ class Targeted(nn.Module):
         return known
 
     def __setstate__(self, known: dict[str, Any]) -> None:
-        super().__setstate__(known)
+        super().__setstate__(known)  # type: ignore[no-untyped-call]
         self._generator = torch.Generator()
         self._generator.set_state(known["_generator"])
         for layer in self._layers:

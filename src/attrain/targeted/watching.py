@@ -59,7 +59,7 @@ class _Sight:
                 with torch.no_grad(), natively():
                     measuring.add(layer, value, s)
 
-        z.register_hook(came_back)
+        z.register_hook(came_back)  # type: ignore[no-untyped-call]
 
 
 class _Trail(NamedTuple):
@@ -176,7 +176,7 @@ class Watching(TorchFunctionMode):
 
 
 def _start(z: Tensor) -> Tensor:
-    """Return a first layer's result as one that the way back ends at; a copy may be written into."""
+    """Return a first layer's result as one where the way back ends, and that may be overwritten."""
     with natively():
         out = z.detach().requires_grad_().clone()
     marks.put(out, marks.Mark())
