@@ -16,7 +16,6 @@ class Twin:
         self.truncated, self.options = truncated, options
         self.rows = {name: None for name in layers}
         self.moments = {}
-        self.count = 0
 
     def learning(self, name: str) -> Tensor:
         """Return which rows of a parameter learn, as booleans."""
@@ -42,7 +41,6 @@ class Twin:
     def step(self, x: Tensor, y: Tensor) -> None:
         self.model.zero_grad()
         F.cross_entropy(self.forward(x), y).backward()
-        self.count += 1
         for name, parameter in self.model.named_parameters():
             mask = self.learning(name)
             for row in range(len(parameter)):
@@ -52,8 +50,13 @@ class Twin:
     def update(self, name: str, parameter: Tensor, row: int) -> None:
         options, gradient = self.options, parameter.grad[row].clone()
         with torch.no_grad():
-            gradient += options.get("weight_decay", 0.0) * parameter[row]
-            first, second = self.moments.get((name, row), (None, None))
+            decay = options.get("weight_decay", 0.0)
+            if self.kind == "adamw":
+                parameter[row] *= 1 - options["lr"] * decay
+            else:
+                gradient += decay * parameter[row]
+            first, second, count = self.moments.get((name, row), (None, None, 0))
+            count += 1
             if self.kind == "sgd":
                 momentum = options.get("momentum", 0.0)
                 first = gradient if first is None else momentum * first + gradient
@@ -63,9 +66,9 @@ class Twin:
                 zero = torch.zeros_like(gradient)
                 first = a * (zero if first is None else first) + (1 - a) * gradient
                 second = b * (zero if second is None else second) + (1 - b) * gradient**2
-                size = (second / (1 - b**self.count)).sqrt() + 1e-8
-                parameter[row] -= options["lr"] * first / (1 - a**self.count) / size
-            self.moments[name, row] = first, second
+                size = (second / (1 - b**count)).sqrt() + 1e-8
+                parameter[row] -= options["lr"] * first / (1 - a**count) / size
+            self.moments[name, row] = first, second, count
 
     def choose(self, rows: dict[str, Tensor]) -> None:
         """Let other rows learn; those that enter have forgotten everything."""

@@ -56,6 +56,7 @@ OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
     "momentum": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
     "adam": (torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.01}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
 }
 
 
@@ -64,7 +65,7 @@ def made(name: str = "mlp", seed: int = 0) -> nn.Module:
     return MODELS[name][0]().double()
 
 
-def batches(name: str = "mlp", number: int = 8, samples: int = 5) -> list[tuple[Tensor, Tensor]]:
+def batches(name: str = "mlp", number: int = 9, samples: int = 5) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     shape = MODELS[name][1]
     return [
@@ -112,7 +113,7 @@ def test_training_equals_dense_training_with_masks(name, kind, gradient):
     make, options = OPTIMIZERS[kind]
     twin = slow.Twin(
         copy.deepcopy(model), TARGETED[name], NORMS[name],
-        "adam" if kind == "adam" else "sgd", gradient == "selected", **options,
+        kind if "adam" in kind else "sgd", gradient == "selected", **options,
     )  # fmt: skip
     targeted = Targeted(model, 0.4, "random", refresh=2, warmup=2, input_gradient=gradient)
     optimizer = make(targeted.parameters(), **options)
@@ -349,6 +350,38 @@ def test_a_transformer_trains(score, credit):
             F.cross_entropy(dense(x), y).backward()
         optimizers[1].step()
         same(model, dense)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_attention_and_weights_that_are_used_by_hand(cross):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.masked = nn.Linear(8, 8)
+            self.out = nn.Linear(8, 4)
+
+        def forward(self, x):
+            x, _ = self.attention(x, x.flip(1) if cross else x, x, need_weights=False)
+            x = F.linear(x, self.masked.weight * torch.ones(8, 8).tril().to(x), self.masked.bias)
+            return self.out(x.mean(1))
+
+    torch.manual_seed(0)
+    model = Odd().double()
+    dense = copy.deepcopy(model)
+    targeted = Targeted(model, 0.5, "fixed", warmup=0)
+    rows = targeted.selection()
+    assert rows.keys() == {"attention.in_proj", "attention.out_proj", "masked"}
+    optimizer = torch.optim.SGD(targeted.parameters(), lr=0.1)
+    x, y = torch.randn(3, 5, 8, dtype=torch.float64), torch.arange(3)
+    F.cross_entropy(dense(x), y).backward()
+    train(targeted, optimizer, x, y)
+    for name, weight in dense.named_parameters():
+        layer = name.removesuffix("weight").removesuffix("bias")[:-1]
+        if layer in rows:
+            wanted = weight.detach().clone()
+            wanted[rows[layer]] -= 0.1 * weight.grad[rows[layer]]
+            torch.testing.assert_close(model.get_parameter(name), wanted)
 
 
 def test_what_is_not_targeted_says_why():
@@ -688,7 +721,7 @@ def test_what_it_tells():
     assert whole == 8 * sum(each.numel() for each in model.parameters())
     for x, y in data[2:]:
         train(targeted, optimizer, x, y)
-    assert [each.step for each in seen] == [3, 5, 7]
+    assert [each.step for each in seen] == [3, 5, 7, 9]
     assert seen[0].kept == {"fc0": 1.0, "fc1": 1.0}
     learning = 6 * 7 + 4 * 13 + 36
     assert targeted.trained_share() == learning / (12 * 7 + 8 * 13 + 36)

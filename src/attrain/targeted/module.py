@@ -18,6 +18,7 @@ from attrain.targeted.layers import Layer, Parts
 from attrain.targeted.scores import SCORES, Function, Score, share
 from attrain.targeted.watching import Measuring, Watching
 
+KEPT = ("rows", "since", "scores", "protected")
 INPUT_GRADIENTS = ("full", "selected")
 STATISTICS = ("update", "freeze")
 
@@ -175,6 +176,7 @@ class Targeted(nn.Module):
             self._known = tuple(map(id, given))
         with torch.no_grad(), natively():
             for layer in self._layers:
+                state.correct_bias(given, layer)
                 layer.sync()
                 if layer.norm is not None and layer.mask is not None:
                     layer.norm.restore(layer.mask)
@@ -280,7 +282,7 @@ class Targeted(nn.Module):
         return selection.draw(layer.units, self._generator).to(layer.weight.device)
 
     def _choose(
-        self, scores: Mapping[str, Tensor], optimizers: Iterable[Optimizer], told: bool = True
+        self, scores: Mapping[str, Tensor], optimizers: Sequence[Optimizer], told: bool = True
     ) -> None:
         """Let the units with the highest scores learn from now on."""
         kept, reshaped = {}, False
@@ -396,7 +398,12 @@ class Targeted(nn.Module):
 
     def _index(self) -> None:
         """Know layers by the identity of what the model holds, which differs between copies."""
-        self._table = {id(each.weight): each for each in self._layers}
+        self._table = {
+            id(whole): each
+            for each in self._layers
+            for whole in (each.weight, each.bias)
+            if whole is not None
+        }
         self._norms: dict[int, Layer | None] = {
             id(each.norm.parameters[0]): each for each in self._layers if each.norm is not None
         }
@@ -422,7 +429,7 @@ class Targeted(nn.Module):
         with torch.no_grad(), natively():
             for layer in self._layers:
                 layer.sync()
-                for kind in ("rows", "scores", "protected"):
+                for kind in KEPT:
                     value = getattr(layer, kind)
                     if value is not None:
                         destination[f"{prefix}{kind}.{layer.name}"] = value.clone()
@@ -434,7 +441,7 @@ class Targeted(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         own = [f"{prefix}{each}" for each in ("steps", "generator")]
-        kinds = tuple(f"{prefix}{each}." for each in ("rows", "scores", "protected"))
+        kinds = tuple(f"{prefix}{each}." for each in KEPT)
         missing_keys += [each for each in own if each not in state_dict]
         rest = {
             key: value
@@ -450,10 +457,7 @@ class Targeted(nn.Module):
         self._late = bool(late)
         self._generator.set_state(state_dict[own[1]].cpu())
         for layer in self._layers:
-            known = {
-                kind: state_dict.get(f"{prefix}{kind}.{layer.name}")
-                for kind in ("rows", "scores", "protected")
-            }
+            known = {kind: state_dict.get(f"{prefix}{kind}.{layer.name}") for kind in KEPT}
             rows = known["rows"]
             if rows is not None and (len(rows) != layer.k or int(rows[-1]) >= layer.units):
                 error_msgs.append(
