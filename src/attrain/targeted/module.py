@@ -306,11 +306,14 @@ class Targeted(nn.Module):
 
     # An old task ---------------------------------------------------------------------------------
 
-    def protect(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+    def protect(
+        self, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
+    ) -> dict[str, Tensor]:
         """Measure what each unit has to do with an old task, for `low_relevance` and `ratio`.
 
         batches: (x, y), inputs and class indices, or inputs alone, which are explained for the
-        class that the model names. Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
+        class that the model names. forward: from inputs to the old task's outputs, where the model
+        does not return them itself. Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
 
         Raises InputError for no batches.
         """
@@ -324,14 +327,20 @@ class Targeted(nn.Module):
             with torch.no_grad():
                 was = self.model.training
                 self.model.eval()
-                out = outputs_of(self.model(x))
+                out = outputs_of((forward or self.model)(x))
                 self.model.train(was)
             axis = explain.class_axis(out)
             wanted = None
             if out.ndim > 1 and out.shape[axis] > 1:
                 wanted = out.argmax(axis, keepdim=True) if y is None else y.unsqueeze(axis)
             found = explain.measure(
-                self.model, self._table, self._norms, Batch((x,), {}, wanted), share, flow=False
+                self.model,
+                self._table,
+                self._norms,
+                Batch((x,), {}, wanted),
+                share,
+                flow=False,
+                forward=forward,
             )
             for name, (total, _) in found.items():
                 totals[name] = totals.get(name, 0.0) + total * len(x)

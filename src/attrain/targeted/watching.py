@@ -73,11 +73,11 @@ class _Trail(NamedTuple):
 class Watching(TorchFunctionMode):
     """Sees every torch function of a forward pass, and gives layers their rows.
 
-    layers: by the identity of their weights and biases. norms: by that of a BatchNorm's parameters, the layer
-    before it, None where there are several; what a pass shows is entered. substitute: whether rows
-    learn in this pass, or layers run as they are. truncated: see `rows.Rows`. cut: whether the way
-    back starts at the first layers, where nothing before them learns. measuring: what units are
-    measured with. last: the weight of the layer that was called last.
+    layers: by the identity of their weights and biases. norms: by that of a BatchNorm's parameters,
+    the layer before it, None where there are several; what a pass shows is entered. substitute:
+    whether rows learn in this pass, or layers run as they are. truncated: see `rows.Rows`. cut:
+    whether the way back starts at the first layers, where nothing before them learns. measuring:
+    what units are measured with. last: the weight of the layer that was called last.
     """
 
     def __init__(
