@@ -49,6 +49,9 @@ STUDIES: Mapping[str, Entry] = {
     "lfp-frontier": Entry(
         "frontier", "Accuracy against sparsity: LFP and gradient descent, tuned alike"
     ),
+    "sgt-table2": Entry(
+        "sgt_table2", "Time series: does saliency guided training find the informative box?"
+    ),
     "summit-classes": Entry(
         "summit_classes", "SUMMIT's class view: are classes with similar graphs confused?"
     ),
