@@ -49,6 +49,10 @@ STUDIES: Mapping[str, Entry] = {
     "lfp-frontier": Entry(
         "frontier", "Accuracy against sparsity: LFP and gradient descent, tuned alike"
     ),
+    "sgt-fig5": Entry("sgt_fig5", "MNIST as a time series: regular and guided saliency maps"),
+    "sgt-fig6": Entry(
+        "sgt_fig6", "Does guided training keep an LSTM's saliency from vanishing over time?"
+    ),
     "sgt-table2": Entry(
         "sgt_table2", "Time series: does saliency guided training find the informative box?"
     ),
