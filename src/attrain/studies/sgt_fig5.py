@@ -51,9 +51,9 @@ class Config:
 
     data: str = "mnist-series"
     models: tuple[str, ...] = tuple(MODELS)
-    epochs: tuple[int, ...] = (20, 10, 10, 3)
-    samples: int = 4000
-    seeds: int = 2
+    epochs: tuple[int, ...] = (40, 20, 20, 6)
+    samples: int = 10_000
+    seeds: int = 5
     explained: int = 40
     maps: int = 2
 
@@ -277,7 +277,7 @@ STUDY = Study(
             data="digits", models=("lstm", "tcn"), epochs=(1, 1), samples=300, seeds=1,
             explained=6,
         ),
-        "quick": Config(epochs=(10, 5, 5, 1), samples=2000),
+        "quick": Config(epochs=(30, 12, 8, 2), samples=2000, seeds=3),
         "full": Config(),
     },
     rows=rows,
