@@ -53,9 +53,16 @@ STUDIES: Mapping[str, Entry] = {
         "guided_fig3",
         "Saliency guided training: accuracy drop by six saliency methods, with controls",
     ),
+    "sgt-fig5": Entry("sgt_fig5", "MNIST as a time series: regular and guided saliency maps"),
+    "sgt-fig6": Entry(
+        "sgt_fig6", "Does guided training keep an LSTM's saliency from vanishing over time?"
+    ),
     "sgt-order": Entry(
         "guided_order",
         "Saliency guided training: why the signed order helps and the absolute order does not",
+    ),
+    "sgt-table2": Entry(
+        "sgt_table2", "Time series: does saliency guided training find the informative box?"
     ),
     "summit-classes": Entry(
         "summit_classes", "SUMMIT's class view: are classes with similar graphs confused?"
