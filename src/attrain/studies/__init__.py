@@ -49,6 +49,14 @@ STUDIES: Mapping[str, Entry] = {
     "lfp-frontier": Entry(
         "frontier", "Accuracy against sparsity: LFP and gradient descent, tuned alike"
     ),
+    "sgt-fig3": Entry(
+        "guided_fig3",
+        "Saliency guided training: accuracy drop by six saliency methods, with controls",
+    ),
+    "sgt-order": Entry(
+        "guided_order",
+        "Saliency guided training: why the signed order helps and the absolute order does not",
+    ),
     "summit-classes": Entry(
         "summit_classes", "SUMMIT's class view: are classes with similar graphs confused?"
     ),
