@@ -57,6 +57,9 @@ STUDIES: Mapping[str, Entry] = {
         "guided_order",
         "Saliency guided training: why the signed order helps and the absolute order does not",
     ),
+    "sgt-table1": Entry(
+        "sgt_table1", "Texts: are explanations more faithful after saliency guided training?"
+    ),
     "summit-classes": Entry(
         "summit_classes", "SUMMIT's class view: are classes with similar graphs confused?"
     ),
