@@ -30,6 +30,7 @@ EXPLANATION_MEASURES = (
     "accuracy_drop",
     "comprehensiveness",
     "sufficiency",
+    "localisation",
     "gradient_distribution",
     "model_randomisation",
     "noise",
@@ -156,13 +157,13 @@ class EvaluateConfig:
     measures: tuple[str, ...] = MEASURES
     """What to measure. One pass over the test set: accuracy, loss, ece, gini, sparsity. On some
     test samples, with about as many passes of each: accuracy_drop (83), comprehensiveness (9),
-    sufficiency (9), gradient_distribution (3), model_randomisation (3 for each layer), noise (19),
-    fgsm (24) and pgd (at most 354 with 20 steps from one start)."""
+    sufficiency (9), localisation (3), gradient_distribution (3), model_randomisation (3 for each
+    layer), noise (19), fgsm (24) and pgd (at most 354 with 20 steps from one start)."""
     samples: int = 256
     """Test samples that explanations and robustness are measured on, drawn with the seed."""
     method: str = "saliency"
-    """Attribution that is judged by accuracy_drop, comprehensiveness, sufficiency and
-    model_randomisation: a method of attrain attribute."""
+    """Attribution that is judged by accuracy_drop, comprehensiveness, sufficiency, localisation
+    and model_randomisation: a method of attrain attribute."""
     target: Literal["predicted", "label"] = "predicted"
     """Class whose output is explained: the predicted one, or the label."""
     attack_steps: int = 20

@@ -61,6 +61,9 @@ STUDIES: Mapping[str, Entry] = {
         "guided_order",
         "Saliency guided training: why the signed order helps and the absolute order does not",
     ),
+    "sgt-table1": Entry(
+        "sgt_table1", "Texts: are explanations more faithful after saliency guided training?"
+    ),
     "sgt-table2": Entry(
         "sgt_table2", "Time series: does saliency guided training find the informative box?"
     ),
