@@ -49,6 +49,14 @@ STUDIES: Mapping[str, Entry] = {
     "lfp-frontier": Entry(
         "frontier", "Accuracy against sparsity: LFP and gradient descent, tuned alike"
     ),
+    "sgt-cost": Entry("guided_cost", "What saliency guided training costs: steps, memory, epochs"),
+    "sgt-fig2": Entry(
+        "guided_gradients", "How gradients are distributed after saliency guided training"
+    ),
+    "sgt-fig4": Entry(
+        "guided_replacement",
+        "Accuracy drop by what replaces salient pixels: background, mean, or mean and retraining",
+    ),
     "summit-classes": Entry(
         "summit_classes", "SUMMIT's class view: are classes with similar graphs confused?"
     ),
