@@ -210,9 +210,9 @@ def _as_accurate(title: str, means: Means) -> Claim:
     }
 
 
-MNIST = Recipe(samples=2000, epochs=4, batch_size=32)
+MNIST = Recipe(samples=1500, epochs=4, batch_size=32)
 CIFAR = Recipe(
-    data="cifar10@16", model="resnet18-small", samples=1000, epochs=4, batch_size=32
+    data="cifar10@16", model="resnet18-small", samples=1000, epochs=3, batch_size=32
 )  # fmt: skip
 
 STUDY = Study(
@@ -220,7 +220,7 @@ STUDY = Study(
     title="How gradients are distributed after saliency guided training",
     source="paper 2111.14338, figure 2",
     deviations=(
-        "Quick: 2,000 images of MNIST; 1,000 of CIFAR-10, scaled to 16x16, with one seed, which "
+        "Quick: 1,500 images of MNIST; 1,000 of CIFAR-10, scaled to 16x16, with one seed, which "
         "shows how such maps look and decides nothing. The paper trains on all images.",
         "BIRD with VGG-16 is left out: the data are not at hand.",
         "The logit of the predicted class is explained. The paper's MNIST network ends in "
