@@ -49,9 +49,17 @@ STUDIES: Mapping[str, Entry] = {
     "lfp-frontier": Entry(
         "frontier", "Accuracy against sparsity: LFP and gradient descent, tuned alike"
     ),
+    "sgt-cost": Entry("guided_cost", "What saliency guided training costs: steps, memory, epochs"),
+    "sgt-fig2": Entry(
+        "guided_gradients", "How gradients are distributed after saliency guided training"
+    ),
     "sgt-fig3": Entry(
         "guided_fig3",
         "Saliency guided training: accuracy drop by six saliency methods, with controls",
+    ),
+    "sgt-fig4": Entry(
+        "guided_replacement",
+        "Accuracy drop by what replaces salient pixels: background, mean, or mean and retraining",
     ),
     "sgt-fig5": Entry("sgt_fig5", "MNIST as a time series: regular and guided saliency maps"),
     "sgt-fig6": Entry(
