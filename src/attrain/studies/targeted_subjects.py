@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -11,14 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attrain
-from attrain.models import seeded
+from attrain.data import Data, load
+from attrain.models import MLP, seeded
 from attrain.studies.tasks import Samples
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From what is called for the outputs, inputs [N, ...] and labels [N] to a loss, a scalar."""
-
-NEVER = 1_000_000_000
-"""A refresh that is not reached: what is selected after the warm-up stays."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Arm:
     width: float = 1.0
     options: tuple[tuple[str, Any], ...] = ()
 
-    def wrapped(self, model: nn.Module, steps: int) -> Any:
+    def wrapped(self, model: nn.Module, steps: int, seed: int) -> Any:
         """Return `model` as `attrain.Targeted`, for a training of so many steps."""
         return attrain.Targeted(
             model,
@@ -54,6 +53,7 @@ class Arm:
             warmup=round(self.warmup * steps),
             exploration=self.exploration,
             input_gradient=self.input_gradient,
+            seed=seed,
             **dict(self.options),
         )
 
@@ -106,7 +106,7 @@ class Loop:
     ) -> None:
         self.model, self.samples, self.training, self.rate = model, samples, training, rate
         self.steps = max(1, round(training.steps * arm.steps))
-        self.targeted = None if arm.score is None else arm.wrapped(model, self.steps)
+        self.targeted = None if arm.score is None else arm.wrapped(model, self.steps, seed)
         self.trained = model if self.targeted is None else self.targeted
         self.optimizer = training.made(self.trained.parameters(), rate)
         self.done, self.seconds = 0, 0.0
@@ -253,6 +253,113 @@ def time_ratios(arm: Loop, plain: Loop, block: int, pairs: int) -> list[float]:
             seconds[loop] = loop.seconds - before
         ratios.append(seconds[arm] / seconds[plain])
     return ratios
+
+
+# Pictures, and a small network for them -----------------------------------------------------------
+
+VALIDATION = 1 / 6
+"""Of the training set: what rates are chosen by. It is not trained on."""
+SHOWN = 1000
+"""Training samples by which relevances are taken."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every arm of a study trains on.
+
+    hidden: widths of the layers of an MLP, or "cnn" for `small_cnn`. rates: that every arm tries,
+    on `tuning` seeds that no model of the results has.
+    """
+
+    data: str = "mnist"
+    hidden: tuple[int, ...] | str = (500, 500)
+    training: Training = Training()
+    rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    tuning: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A data set's parts, and the limits of its inputs as the model takes them."""
+
+    shape: tuple[int, ...]
+    classes: int
+    train: Samples
+    validation: Samples
+    test: Samples
+    low: Tensor
+    high: Tensor
+
+
+@lru_cache(maxsize=1)
+def parts(name: str) -> Parts:
+    """Return a data set of pictures, read once per process."""
+    data: Data = load(name, validation=VALIDATION)
+    assert data.validation is not None
+    low, high = ((end - data.mean) / data.std for end in (0.0, 1.0))
+    train, validation, test = (
+        Samples(*part.tensors) for part in (data.train, data.validation, data.test)
+    )
+    return Parts(
+        data.input_shape, data.num_classes, train, validation, test,
+        low.expand(data.input_shape), high.expand(data.input_shape),
+    )  # fmt: skip
+
+
+def small_cnn(shape: tuple[int, ...], classes: int, width: float = 1.0) -> nn.Sequential:
+    """Return a network of three 3x3 convolutions, of 16, 32 and 64 channels times `width`."""
+    layers: list[nn.Module] = []
+    before = shape[0]
+    for channels in (16, 32, 64):
+        count = max(1, round(channels * width))
+        layers += [nn.Conv2d(before, count, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        before = count
+    features = before * (shape[1] // 8) * (shape[2] // 8)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes))
+
+
+def fresh(setup: Setup, arm: Arm, seed: int) -> nn.Module:
+    """Return an untrained model; arms of one width start from the same weights."""
+    of = parts(setup.data)
+    with seeded(seed):
+        if isinstance(setup.hidden, str):
+            return small_cnn(of.shape, of.classes, arm.width)
+        widths = [max(1, round(each * arm.width)) for each in setup.hidden]
+        return MLP(of.shape[0] * of.shape[1] * of.shape[2], widths, of.classes)
+
+
+def loop(setup: Setup, arm: Arm, rate: float, seed: int) -> Loop:
+    """Return the training of a fresh model, before its first step."""
+    train = parts(setup.data).train
+    return Loop(fresh(setup, arm, seed), arm, train, setup.training, rate, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model, and the bytes that its optimizer kept at the end."""
+
+    model: nn.Module
+    state_bytes: int
+
+
+def trained(setup: Setup, arm: Arm, rate: float, seed: int) -> Trained:
+    """Train a fresh model to the end."""
+    training = loop(setup, arm, rate, seed)
+    return Trained(training.run(), training.state_bytes())
+
+
+@cache
+def tried(setup: Setup, arm: Arm) -> dict[float, float]:
+    """Return the validation accuracy of every rate, the mean of the tuning seeds."""
+    held = parts(setup.data).validation
+    return {
+        rate: sum(
+            accuracy(trained(setup, arm, rate, 1000 + seed).model, held)
+            for seed in range(setup.tuning)
+        )
+        / setup.tuning
+        for rate in setup.rates
+    }
 
 
 def best_rate(tried: Mapping[float, float]) -> float:
