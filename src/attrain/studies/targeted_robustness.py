@@ -54,12 +54,12 @@ class Config:
 
     data: str = "mnist"
     hidden: tuple[int, ...] = (500, 500)
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 128
-    rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-    tuning: int = 2
+    rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    tuning: int = 1
     seeds: int = 5
-    test: int = 1000
+    test: int = 500
     pgd_steps: int = 20
 
     @property
@@ -236,7 +236,7 @@ STUDY = Study(
             data="digits", hidden=(32, 32), steps=40, batch_size=64, rates=(0.1, 0.2), tuning=1,
             seeds=2, test=60, pgd_steps=3,
         ),
-        "quick": Config(rates=(0.1, 0.2, 0.4), tuning=1, seeds=3),
+        "quick": Config(seeds=3),
         "full": Config(),
     },
     rows=rows,

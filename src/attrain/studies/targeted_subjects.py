@@ -274,8 +274,8 @@ class Setup:
     data: str = "mnist"
     hidden: tuple[int, ...] | str = (500, 500)
     training: Training = Training()
-    rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-    tuning: int = 2
+    rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    tuning: int = 1
 
 
 @dataclass(frozen=True, eq=False)
