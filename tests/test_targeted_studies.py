@@ -78,9 +78,13 @@ def test_a_targeted_arm_moves_its_share_of_the_neurons_after_its_warm_up():
     start = subjects.fresh(DIGITS, arm, 0).state_dict()
     loop = subjects.loop(DIGITS, arm, 0.1, 0)
     model = loop.run()
-    for name in ("fc1", "fc2"):
+    for name, rows in loop.targeted.selection().items():
         moved = (model.state_dict()[f"{name}.weight"] != start[f"{name}.weight"]).any(1)
-        assert int(moved.sum()) == 6
+        # A neuron that fires for no picture stays where it is.
+        assert 0 < int(moved.sum()) and set(moved.nonzero().flatten().tolist()) <= set(
+            rows.tolist()
+        )
+        assert len(rows) == 6
     assert (model.state_dict()["fc3.weight"] != start["fc3.weight"]).any(1).all()
     of = sum(model.state_dict()[f"fc{k}.weight"][:6].numel() + 6 for k in (1, 2))
     assert loop.state_bytes() == 4 * (of + 24 * 10 + 10)
@@ -171,7 +175,7 @@ def made_up() -> dict:
     several = efficiency.arms() | efficiency.cnn_arms()
     found = {}
     for name in several:
-        score = name.removeprefix("CNN, ").split(", density")[0]
+        score = name.removeprefix("CNN, ").split(" at density")[0]
         height = high.get(score, 0.96)
         tilt = (-0.001, 0.0, 0.001) if score == GRADIENT else (0.0, 0.001, -0.001)
         found[name] = row([height + each for each in tilt])
@@ -229,7 +233,7 @@ def test_the_time_of_a_training_counts_the_warm_up(efficient):
     warm = table[f"{named(FLOW, 0.25)}: time of the training"]
     assert warm == pytest.approx(0.1 * 1.1 + 0.9 * 0.85)
     assert table[f"{named(FLOW, 0.25, cold=True)}: time of the training"] == pytest.approx(0.85)
-    assert table[f"{efficiency.equal(0.25)}: time of the training"] == pytest.approx(0.8)
+    assert table[f"{efficiency.equal(0.25)}: time of the training"] == pytest.approx(0.82)
     assert table["dense: time of the training"] == 1.0
     assert table["dense: optimizer state"] == 1.0
 
@@ -272,7 +276,7 @@ def test_robustness_is_told_at_both_rates(tmp_path):
     assert {row.name for row in robustness.rows(FEW)} == set(results)
     found = robustness.conclude(FEW, results, tmp_path)
     told = {claim["claim"]: claim for claim in found.claims}
-    ahead = "{}, density 0.25 keeps more accuracy under PGD than dense, at {}"
+    ahead = "{} at density 0.25 keeps more accuracy under PGD than dense, at {}"
     claim = told[ahead.format(ERROR, robustness.TUNED)]
     assert claim["holds"] is True
     assert claim["figure"] == "80.0% against 70.0%; difference +10.00 points (+10.00 to +10.00)"

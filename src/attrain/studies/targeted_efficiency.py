@@ -33,7 +33,7 @@ from attrain.studies.targeted_subjects import (
 WARM = 0.1
 """Share of the steps that train all neurons first."""
 DENSITIES = (0.25, 0.1)
-EQUAL: Mapping[float, float] = {0.25: 0.8, 0.1: 0.73}
+EQUAL: Mapping[float, float] = {0.25: 0.82, 0.1: 0.78}
 """Density -> share of its steps after which a dense run has taken the time of a targeted one."""
 SOONER = (0.5,)
 """Further shares of the steps that dense runs are stopped at."""
@@ -41,7 +41,7 @@ KEPT, SIGMA = 0.1, 0.3
 """Share of the neurons that are left, and noise as a share of the range of a pixel."""
 
 FLOW, ERROR, RELEVANCE, GRADIENT = "flow", "error", "relevance", "gradient norm"
-RANDOM, FIXED = "random", "random, fixed"
+RANDOM, FIXED = "random", "fixed random"
 SCORES: Mapping[str, str] = {
     FLOW: "flow",
     ERROR: "error",
@@ -85,7 +85,7 @@ class Config:
 def named(score: str, density: float, *, cold: bool = False, truncated: bool = False) -> str:
     """Return the name of a targeted arm."""
     more = (", no warm-up" if cold else "") + (", truncated" if truncated else "")
-    return f"{score}, density {density}{more}"
+    return f"{score} at density {density}{more}"
 
 
 def _targeted(score: str, density: float, *, cold: bool = False, truncated: bool = False) -> Arm:

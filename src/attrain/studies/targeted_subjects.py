@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +33,10 @@ class Arm:
     """
 
     name: str
-    score: str | Callable[..., Any] | None = None
+    score: Any = None
     density: float = 1.0
     warmup: float = 0.0
-    input_gradient: str = "full"
+    input_gradient: Literal["full", "selected"] = "full"
     refresh: int = 50
     exploration: float = 0.0
     steps: float = 1.0
@@ -135,7 +135,6 @@ class Loop:
             while self.done < self.steps:
                 self.step()
         self.trained.eval()
-        self.trained.state_dict()  # `Targeted` writes its rows back into the model
         return self.model
 
     def state_bytes(self) -> int:

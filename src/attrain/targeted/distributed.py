@@ -58,5 +58,3 @@ def renew(wrapper: Any) -> None:
     )
     for hook, hook_state in hooks:
         dist._register_comm_hook(wrapper.reducer, hook_state, hook)
-
-

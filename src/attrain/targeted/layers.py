@@ -48,9 +48,7 @@ class Norm:
 
     def moved(self) -> None:
         """Follow parameters that went to another device or type."""
-        self.kept = [
-            kept.to(each) for each, kept in zip(self.parameters, self.kept, strict=True)
-        ]
+        self.kept = [kept.to(each) for each, kept in zip(self.parameters, self.kept, strict=True)]
 
     def restore(self, mask: Tensor) -> None:
         """Put back what is not in `mask` [units]."""
@@ -223,9 +221,7 @@ def find(
         reasons |= dict.fromkeys(list(modules)[-1:], "output layer")
     else:
         for pattern in dense:
-            fitting = [
-                name for name, _ in model.named_modules() if _fits(name, pattern) and name
-            ]
+            fitting = [name for name, _ in model.named_modules() if _fits(name, pattern) and name]
             if not fitting:
                 raise InputError(
                     f"dense={pattern!r} fits no module of the model: layers that could be targeted "

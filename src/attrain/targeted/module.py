@@ -260,9 +260,7 @@ class Targeted(nn.Module):
             for each in self._layers
         }
         return {
-            name: each
-            for name, each in distributed.mean(whole, self._around()).items()
-            if each[1]
+            name: each for name, each in distributed.mean(whole, self._around()).items() if each[1]
         }
 
     def _final(self, layer: Layer) -> Tensor:
