@@ -195,10 +195,12 @@ def _mean(values: Sequence[float]) -> str:
     return f"{100 * np.mean(values):.1f}%"
 
 
+_DASHES = ("-", ":", "-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
+
+
 def _draw(results: Results, path: Path) -> None:
     """Draw the accuracy over the size of noise and attacks, a line per arm."""
-    styles = dict(zip(compared(), zip(LIGHT, ("-", ":", "-", "--", "-.", ":"), strict=False),
-                      strict=False))  # fmt: skip
+    styles = dict(zip(compared(), zip(LIGHT, _DASHES, strict=False), strict=False))
     with figures.drawing(path, 9.2, 5.4) as figure:
         grid = figure.subplots(2, len(SIZES), sharey=True, sharex="col")
         for line, which in zip(grid, (TUNED, SAME), strict=True):
