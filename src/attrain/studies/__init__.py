@@ -78,6 +78,12 @@ STUDIES: Mapping[str, Entry] = {
     "summit-classes": Entry(
         "summit_classes", "SUMMIT's class view: are classes with similar graphs confused?"
     ),
+    "targeted-efficiency": Entry(
+        "targeted_efficiency", "Targeted updates from scratch: time, accuracy, and plain controls"
+    ),
+    "targeted-robustness": Entry(
+        "targeted_robustness", "Targeted updates and robustness: noise and attacks"
+    ),
 }
 
 
