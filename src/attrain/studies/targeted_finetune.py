@@ -1,4 +1,4 @@
-"""Targeted updates in fine-tuning: is there a setting where they beat dense training in its time?"""
+"""Targeted updates in fine-tuning: is there a setting where they beat dense training?"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -59,8 +59,8 @@ def rows(config: Config) -> list[Row]:
     """Return a row per setting, seed and arm, with all rates, and one per network for the time."""
     measures = [
         Row(_name(setting, arm, seed), partial(_measure, config, setting, arm, seed))
-        for setting in settings(config)
         for seed in range(config.seeds)
+        for setting in settings(config)
         for arm in arms(config)
     ]
     times = [
@@ -209,7 +209,9 @@ def _claims(found: Found) -> list[Claim]:
         for setting in settings(found.config)
         for arm in ATTRIBUTION
     }
-    won = [f"{arm} in {setting}" for (setting, arm), claim in each.items() if claim["holds"] is True]
+    won = [
+        f"{arm} in {setting}" for (setting, arm), claim in each.items() if claim["holds"] is True
+    ]
     beaten = sum(_ahead(found, *where)["holds"] is True for where in each)
     overall: Claim = {
         "claim": "In at least one setting attribution beats dense fine-tuning in the same time by "
@@ -319,7 +321,7 @@ STUDY = Study(
             before_steps=80, few=40, some=100, held=60, test=180, protected=50, steps=20,
             rates=(0.1, 0.03), shares=(0.8, 1.0), seeds=2, pairs=1,
         ),
-        "quick": Config(rates=(0.1, 0.03), seeds=2),
+        "quick": Config(seeds=2),
         "full": Config(),
     },
     rows=rows,

@@ -44,6 +44,7 @@ FORGOTTEN = 0.01
 LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08)
 """Shortfalls of the new accuracy that the figure is drawn for."""
 
+
 @dataclass(frozen=True)
 class Trial:
     """A setting that is tried: a learning rate, and what else an arm has to be set.
@@ -64,7 +65,9 @@ class Trial:
         return ", ".join(told)
 
 
-_TARGETED = tuple(Trial(rate, density=density) for density in (0.1, 0.25, 0.5) for rate in (0.2, 0.07))
+_TARGETED = tuple(
+    Trial(rate, density=density) for density in (0.1, 0.25, 0.5) for rate in (0.2, 0.07)
+)
 TRIALS: Mapping[str, tuple[Trial, ...]] = {
     DENSE: tuple(Trial(rate) for rate in (0.2, 0.1, 0.05, 0.02, 0.01, 0.003)),
     EWC: tuple(

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from attrain.models import seeded
 from attrain.studies.targeted_old_task import (
-    HIGH, LOW, NEW, OLD, SIDES, Heads, perceptron,
+    HIGH,
+    LOW,
+    NEW,
+    OLD,
+    SIDES,
+    Heads,
+    perceptron,
 )
 from attrain.studies.targeted_subjects import Loop, Training, accuracy, dense, small_cnn
 from attrain.studies.tasks import TEN, Samples, Task, few, samples
@@ -26,32 +32,34 @@ PATCH = 1 / 7
 class Config:
     """Settings of the study.
 
-    names: settings, all where there are none. hidden: layers of the MLP. width: of the convolutional network, as a share
-    of 16, 32 and 64 channels. before, before_steps: samples and steps that made the model. few: labels
-    where they are few. some: labels where they are wrong, or of new classes. replayed: kept samples
-    per old class. held: samples that choose the rate. test: of each test set. protected: old samples
-    that say what the old task needs. steps, rates: of fine-tuning. shares: of the steps that dense
-    training is stopped at. picture_batch: batch size of the convolutional network. density: of targeted training. pairs: of measurements of the time.
+    names: settings, all where there are none. hidden: layers of the MLP. width: of the
+    convolutional network, as a share of 16, 32 and 64 channels. before, before_steps: samples and
+    steps that made the model. few: labels where they are few. some: labels where they are wrong,
+    or of new classes. replayed: kept samples per old class. held: samples that choose the rate.
+    test: of each test set. protected: old samples that say what the old task needs. steps, rates:
+    of fine-tuning. picture_batch: batch size of the convolutional network. shares: of the steps
+    that dense training is stopped at. density: of targeted training. pairs: of measurements of
+    the time.
     """
 
     names: tuple[str, ...] = ()
     digits: str = "mnist"
     pictures: str = "cifar10"
-    hidden: tuple[int, ...] = (500, 500)
+    hidden: tuple[int, ...] = (300, 300)
     width: float = 0.5
     before: int = 5000
-    before_steps: int = 400
+    before_steps: int = 300
     few: int = 100
     some: int = 1000
     replayed: int = 10
     held: int = 500
-    test: int = 2000
+    test: int = 1500
     protected: int = 200
-    steps: int = 120
+    steps: int = 80
     batch_size: int = 64
-    picture_batch: int = 32
-    rates: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01)
-    shares: tuple[float, ...] = (0.8, 0.9, 1.0, 1.25)
+    picture_batch: int = 16
+    rates: tuple[float, ...] = (0.2, 0.06, 0.02)
+    shares: tuple[float, ...] = (0.9, 1.0, 1.25)
     density: float = 0.25
     seeds: int = 5
     pairs: int = 5
