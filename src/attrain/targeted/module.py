@@ -202,6 +202,11 @@ class Targeted(nn.Module):
         return self._late or (step >= first and (step - first) % self.refresh == 0)
 
     @property
+    def draws(self) -> bool:
+        """Whether scores are chance."""
+        return self._rule.drawn
+
+    @property
     def _rule(self) -> Score:
         if isinstance(self.score, str):
             return SCORES[self.score]
