@@ -37,6 +37,9 @@ EQUAL: Mapping[float, float] = {0.25: 0.82, 0.1: 0.78}
 """Density -> share of its steps after which a dense run has taken the time of a targeted one."""
 SOONER = (0.5,)
 """Further shares of the steps that dense runs are stopped at."""
+SMALLER = (0.8, 0.5)
+"""Further shares of the neurons that dense networks are made of: 0.8 takes about the time of a
+targeted one of density 0.25."""
 KEPT, SIGMA = 0.1, 0.3
 """Share of the neurons that are left, and noise as a share of the range of a pixel."""
 
@@ -106,9 +109,9 @@ def equal(density: float) -> str:
     return f"dense, {EQUAL[density]:.0%} of the steps"
 
 
-def small(density: float) -> str:
+def small(share: float) -> str:
     """Return the name of the dense arm with that share of the neurons."""
-    return f"dense, {density:.0%} of the neurons"
+    return f"dense, {share:.0%} of the neurons"
 
 
 def arms() -> dict[str, Arm]:
@@ -116,7 +119,7 @@ def arms() -> dict[str, Arm]:
     plain = [dense(DENSE)]
     for share in sorted((*EQUAL.values(), *SOONER), reverse=True):
         plain.append(dense(f"dense, {share:.0%} of the steps", steps=share))
-    plain += [dense(small(density), width=density) for density in DENSITIES]
+    plain += [dense(small(share), width=share) for share in (*SMALLER, *DENSITIES)]
     chosen = [
         arm
         for density in DENSITIES
@@ -278,6 +281,9 @@ def _claims(config: Config, results: Results) -> list[Claim]:
         pairs = [(flow, named(rival, density)) for rival in (FIXED, RANDOM, GRADIENT, ERROR)]
         pairs += [(error, named(rival, density)) for rival in (FIXED, GRADIENT)]
         pairs += [(each, rival(density)) for each in (flow, error) for rival in (equal, small)]
+        pairs.append((flow, small(SMALLER[0])))
+        # It takes less time than these steps do.
+        pairs.append((named(FLOW, density, truncated=True), equal(DENSITIES[-1])))
         cold = [named(score, density, cold=True) for score in (FLOW, ERROR, FIXED)]
         pairs += [(cold[0], cold[2]), (cold[1], cold[2]), (flow, cold[0])]
         pairs += [(named(score, density, truncated=True), named(score, density))
@@ -378,15 +384,14 @@ _COLOURS: Mapping[str, tuple[str, str]] = {
 def _draw_times(results: Results, path: Path) -> None:
     """Draw the accuracy over the time of the whole training, dense runs as a line."""
     several = arms()
-    line = sorted(
-        (arm.steps, 100 * np.mean(results[name]["accuracy"]))
-        for name, arm in several.items()
-        if not arm.score and arm.width == 1.0
-    )
+    plain = [arm for arm in several.values() if not arm.score]
+    line = _line(results, [arm for arm in plain if arm.width == 1.0])
+    narrow = _line(results, [arm for arm in plain if arm.steps == 1.0])
     with figures.drawing(path, 8.4, 3.9) as figure:
         grid = figure.subplots(1, len(DENSITIES), sharey=True, sharex=True)
         for axes, density in zip(grid, DENSITIES, strict=True):
-            axes.plot(*zip(*line, strict=True), color=LIGHT[0], label="dense, stopped sooner")
+            axes.plot(*line, "-o", color=LIGHT[0], markersize=3, label="dense, fewer steps")
+            axes.plot(*narrow, ":o", color=LIGHT[0], markersize=3, label="dense, fewer neurons")
             for score, (colour, mark) in _COLOURS.items():
                 for kind in ({}, {"truncated": True}):
                     name = named(score, density, **kind)
@@ -404,15 +409,20 @@ def _draw_times(results: Results, path: Path) -> None:
                         fillstyle="none" if kind else "full",
                         label=f"{score}, truncated" if kind else score,
                     )
-            values = 100 * np.array(results[small(density)]["accuracy"])
-            time = step_time(results, small(density))
-            axes.plot(time, values.mean(), "*", color=LIGHT[0], markersize=9,
-                      label="small dense")  # fmt: skip
             axes.set(title=f"density {density}", xlabel="time of the training, of a dense one")
             axes.grid(color="#e5e5e5", linewidth=0.6)
         grid[0].set_ylabel("test accuracy (%)")
         named_ = grid[0].get_legend_handles_labels()
         figure.legend(*named_, loc="outside right center")
+
+
+def _line(results: Results, several: Sequence[Arm]) -> tuple[list[float], list[float]]:
+    """Return the times of trainings, rising, and their mean accuracies in percent."""
+    found = sorted(
+        (whole_time(results, arm), 100 * float(np.mean(results[arm.name]["accuracy"])))
+        for arm in several
+    )
+    return [time for time, _ in found], [height for _, height in found]
 
 
 def _draw_differences(results: Results, path: Path) -> None:
