@@ -72,7 +72,7 @@ class Config:
 
     hidden: widths of the MLP. steps: of batches of `batch_size`. rates, tuning: what each arm
     tries, on that many seeds. seeds, cnn_seeds: of the results; 0 leaves the CNN out. pairs: of
-    blocks of steps that are timed. wide: widths of an MLP that is timed alone.
+    blocks of steps that are timed.
     """
 
     data: str = "mnist"
@@ -83,9 +83,8 @@ class Config:
     tuning: int = 1
     seeds: int = 5
     cnn_seeds: int = 3
-    pairs: int = 9
+    pairs: int = 7
     block: int = 50
-    wide: tuple[int, ...] = (1000, 1000)
 
 
 def named(score: str, density: float, *, cold: bool = False, truncated: bool = False) -> str:
@@ -161,11 +160,6 @@ def _timed(config: Config) -> list[Row]:
         (name, arm, _setup(config))
         for name, arm in arms().items()
         if arm.steps == 1.0 and _warm(name) == name
-    ]
-    of += [
-        (f"wide, {arm.name}", arm, replace(_setup(config), hidden=config.wide))
-        for density in DENSITIES
-        for arm in (_targeted(FLOW, density), _targeted(FLOW, density, truncated=True))
     ]
     if config.cnn_seeds:
         of += [(name, arm, _cnn(config)) for name, arm in cnn_arms().items() if arm.score]
@@ -481,10 +475,10 @@ STUDY = Study(
     budgets={
         "smoke": Config(
             data="digits", hidden=(32, 32), steps=40, batch_size=64, rates=(0.1, 0.2), tuning=1,
-            seeds=2, cnn_seeds=2, pairs=2, block=10, wide=(48, 48),
+            seeds=2, cnn_seeds=2, pairs=2, block=10,
         ),
         "quick": Config(seeds=2, cnn_seeds=0, pairs=5),
-        "full": Config(),
+        "full": Config(cnn_seeds=0),
     },
     rows=rows,
     conclude=conclude,
