@@ -293,8 +293,9 @@ def _claims(config: Config, results: Results) -> list[Claim]:
                   for score in TRUNCATED]  # fmt: skip
         claims += [_ahead(results, *pair) for pair in pairs]
         claims += [
-            _keeps(results, named(score, density), plain)
+            _keeps(results, named(score, density, cold=cold), plain)
             for score in (FLOW, ERROR, FIXED)
+            for cold in (False, True)
             for plain in (DENSE, FAST)
         ]
         claims.append(_faster(results, named(FLOW, density)))

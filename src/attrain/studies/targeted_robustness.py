@@ -227,8 +227,8 @@ STUDY = Study(
         "the mean of all sizes of noise or attack above 0.",
         "An MLP of two hidden layers on MNIST, trained as in targeted-efficiency: density 0.25 "
         "after a dense warm-up of a tenth of the steps.",
-        "Every arm is measured at the learning rate of two that its validation accuracy chooses, and "
-        "again at that of dense training, since the rate changes robustness by itself.",
+        "Every arm is measured at the one of two learning rates that its validation accuracy "
+        "chooses, and again at that of dense training: the rate changes robustness by itself.",
         "PGD has 10 steps and one start; no attack was fitted to targeted updates, which leave an "
         "ordinary network behind.",
         "The smoke budget takes the 8x8 digits of scikit-learn and few steps.",
