@@ -285,10 +285,9 @@ def _claims(config: Config, results: Results) -> list[Claim]:
         pairs += [(error, named(rival, density)) for rival in (FIXED, GRADIENT)]
         pairs += [(each, rival(density)) for each in (flow, error) for rival in (equal, small)]
         pairs.append((flow, small(SMALLER[0])))
-        # It takes less time than these steps do.
-        pairs.append((named(FLOW, density, truncated=True), equal(DENSITIES[-1])))
+        pairs.append((named(FLOW, density, truncated=True), equal(density)))
         cold = [named(score, density, cold=True) for score in (FLOW, ERROR, FIXED)]
-        pairs += [(cold[0], cold[2]), (cold[1], cold[2]), (flow, cold[0])]
+        pairs += [(cold[0], cold[2]), (cold[1], cold[2]), (flow, cold[0]), (flow, cold[2])]
         pairs += [(named(score, density, truncated=True), named(score, density))
                   for score in TRUNCATED]  # fmt: skip
         claims += [_ahead(results, *pair) for pair in pairs]
@@ -442,6 +441,8 @@ def _draw_differences(results: Results, path: Path) -> None:
             }
             for axes, key in zip(line, ("accuracy", "kept"), strict=True):
                 for height, name in enumerate(shown.values()):
+                    if key == "kept" and name == small(density):
+                        continue  # a tenth of a smaller network
                     gap = paired_difference(results[name][key], results[DENSE][key])
                     reach = 0.0 if gap["low"] is None else 100 * (gap["high"] - gap["mean"])
                     axes.errorbar(100 * gap["mean"], height, xerr=reach, fmt="o", markersize=4,
