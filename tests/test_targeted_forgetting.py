@@ -224,8 +224,8 @@ def keeps(arm: str) -> str:
 def test_an_arm_stops_where_it_keeps_the_most_within_reach_of_the_new_task(tmp_path):
     claims, conclusion = concluded(
         tmp_path,
-        low_relevance=[[0.925, 0.979], [0.935, 0.95]],
-        ratio=[[0.91, 0.98], [0.93, 0.965]],
+        low_relevance=[[0.931, 0.979], [0.935, 0.95]],
+        ratio=[[0.91, 0.98], [0.931, 0.965]],
         elastic_weights=[[0.93, 0.97], [0.95, 0.93]],
         gradient=[[0.91, 0.98], [0.915, 0.98]],
     )
@@ -233,7 +233,7 @@ def test_an_arm_stops_where_it_keeps_the_most_within_reach_of_the_new_task(tmp_p
     first = str(TRIALS[LOW_RELEVANCE][0])
     named = f"{SEPARATE}, {LOW_RELEVANCE} ({first}, 50% of the steps)"
     assert table[f"{named}: old"] == pytest.approx(0.98)
-    assert table[f"{named}: new"] == pytest.approx(0.926)
+    assert table[f"{named}: new"] == pytest.approx(0.932)
     assert claims[keeps(LOW_RELEVANCE)]["holds"] is True
     assert claims[keeps(LOW_RELEVANCE)]["figure"].startswith("old 98.0%, -0.1 points (-0.1 to -0.1")
     assert claims[keeps(RATIO)]["holds"] is False  # 1.5 points are forgotten
@@ -249,7 +249,9 @@ def test_an_arm_stops_where_it_keeps_the_most_within_reach_of_the_new_task(tmp_p
 def test_what_is_out_of_reach_is_said(tmp_path):
     claims, conclusion = concluded(tmp_path, elastic_weights=[[0.93, 0.97], [0.95, 0.93]])
     assert claims[keeps(RATIO)]["holds"] is False
-    assert claims[keeps(RATIO)]["figure"] == "within 2 points in none of 6 trials"
+    assert claims[keeps(RATIO)]["figure"] == (
+        "within 1 point on held-out samples in none of 6 trials"
+    )
     assert claims[ahead(RATIO, EWC)]["holds"] is False
     assert claims[ahead(RATIO, GRADIENT)]["holds"] == "unclear"
     assert claims[ahead(RATIO, GRADIENT)]["figure"] == "both are further than 2 points from dense"

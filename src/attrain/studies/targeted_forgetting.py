@@ -41,6 +41,8 @@ ALLOWED = 0.02
 """By how much the new accuracy may fall short of dense training's."""
 FORGOTTEN = 0.01
 """By how much the old accuracy may fall."""
+CHOSEN = 0.01
+"""By how much the new accuracy may fall short on held-out samples, for `ALLOWED` to be kept."""
 LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08)
 """Shortfalls of the new accuracy that the figure is drawn for."""
 
@@ -70,10 +72,17 @@ _TARGETED = tuple(
 )
 TRIALS: Mapping[str, tuple[Trial, ...]] = {
     DENSE: tuple(Trial(rate) for rate in (0.2, 0.1, 0.05, 0.02, 0.01, 0.003)),
+    # Strength times rate is bounded by what diverges: 500 did, for most seeds.
     EWC: tuple(
         Trial(rate, strength=strength)
-        for rate, strengths in ((0.1, (1e3, 3e3, 1e4)), (0.05, (3e3, 1e4, 3e4)))
-        for strength in strengths
+        for rate, strength in (
+            (0.1, 1e3),
+            (0.1, 3e3),
+            (0.05, 3e3),
+            (0.05, 5e3),
+            (0.02, 1e4),
+            (0.01, 3e4),
+        )
     ),
     LOW_RANK: tuple(Trial(rate, rank=rank) for rank in (4, 16) for rate in (0.1, 0.05, 0.03)),
     HEAD: tuple(Trial(rate) for rate in (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)),
@@ -126,7 +135,7 @@ def _course(
     training = Training(config.steps, config.batch_size, loss=loss)
     how = _arm(config, given, arm, trial)
     loop = Loop(model, how, given.train[NEW], training, trial.rate, seed)
-    if arm in OURS:
+    if arm in OURS and loop.targeted is not None:
         model.task = OLD
         kept = given.train[OLD].part(slice(0, config.protected))
         loop.targeted.protect([(kept.x, kept.y)])
@@ -259,13 +268,13 @@ def _claims(world: World) -> list[Claim]:
 
 def _keeps(world: World, arm: str) -> Claim:
     """Tell whether little is forgotten at little cost, both by their intervals."""
-    point, fastest = world.sparing(arm, ALLOWED), world.fastest()
+    point, fastest = world.sparing(arm, CHOSEN), world.fastest()
     claim: Claim = {
         "claim": f"{world.name}: targeted by {arm}, the old accuracy stays within one point of "
         "before, at a new accuracy within two points of dense fine-tuning's",
         "source": "a goal of this library",
         "holds": False,
-        "figure": f"within 2 points in none of {len(world.labels[arm])} trials",
+        "figure": f"within 1 point on held-out samples in none of {len(world.labels[arm])} trials",
     }
     if point is not None:
         old, new = _gap(point.old, world.before), _gap(point.new, fastest.new)
