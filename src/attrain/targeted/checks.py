@@ -106,6 +106,6 @@ def output(last: str | None, assumed: str) -> None:
     """Raise InputError where another layer than the one assumed makes the output."""
     if last is not None and last != assumed:
         raise InputError(
-            f"the forward pass ends with layer {last!r}, and {assumed!r}, which the model registers "
-            f"last, was taken for its output layer: name it, dense=[{last!r}]."
+            f"the forward pass ends with layer {last!r}, and {assumed!r}, which the model "
+            f"registers last, was taken for its output layer: name it, dense=[{last!r}]."
         )

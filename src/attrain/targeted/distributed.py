@@ -5,18 +5,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C import _distributed_c10d as _C
 from torch.nn.parallel import DistributedDataParallel
 
 
 def around() -> Any:
     """Return the DistributedDataParallel whose forward pass runs now, None where there is none."""
-    return DistributedDataParallel._get_active_ddp_module()
+    return DistributedDataParallel._active_ddp_module
 
 
 def mean(values: dict[str, tuple[Tensor, int]], wrapper: Any) -> dict[str, tuple[Tensor, int]]:
     """Return the sums of scores [units], and of counts, over the processes of a wrapper.
 
-    Every process gives the same names.
+    Every process gives the same names. Scores may be signed.
     """
     if wrapper is None or dist.get_world_size(wrapper.process_group) == 1 or not values:
         return values
@@ -43,18 +44,12 @@ def renew(wrapper: Any) -> None:
     """
     if wrapper is None:
         return
-    if wrapper.static_graph:
-        static = True
-    else:
-        static = False
     for parameter in wrapper.module.parameters():
         parameter.grad = None  # may be a view of an old bucket
     parameters, sparse = wrapper._build_params_for_reducer()
+    names = wrapper._build_debug_param_to_name_mapping(parameters)
     hooks = list(wrapper._comm_hooks)
-    wrapper.reducer = None
-    wrapper.logger = None
-    wrapper._ddp_init_helper(
-        parameters, sparse, wrapper._build_debug_param_to_name_mapping(parameters), static
-    )
+    wrapper.reducer = wrapper.logger = None
+    wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
     for hook, hook_state in hooks:
-        dist._register_comm_hook(wrapper.reducer, hook_state, hook)
+        _C._register_comm_hook(wrapper.reducer, hook_state, hook)

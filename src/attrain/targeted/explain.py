@@ -1,5 +1,6 @@
-"""A pass of its own that explains outputs: what each unit has to do with them, no weight gradient."""
+"""A pass of its own that explains outputs by units, without a gradient of any weight."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -51,12 +52,13 @@ def measure(
     function: Function,
     *,
     flow: bool,
+    forward: Callable[..., Any] | None = None,
 ) -> dict[str, tuple[Tensor, int]]:
     """Return scores [units] of layers, and from how many calls, for the explained outputs.
 
     layers, norms: as `Watching` takes them. flow: by the rules of credit, which make them
-    relevances of nodes of the attribution graph; else by the gradient. The model runs in
-    evaluation, and is afterwards as it was.
+    relevances of nodes of the attribution graph; else by the gradient. forward: what is called, the
+    model if not given, which runs in evaluation and is afterwards as it was.
     """
     if is_active():
         raise InputError(
@@ -67,8 +69,8 @@ def measure(
     watching = Watching(layers, norms, substitute=False, cut=True, measuring=measuring)
     example = next((each for each in batch.args if isinstance(each, Tensor)), torch.empty(0))
     with as_in_evaluation(model, example), frozen(model):
-        with LFP(model) if flow else nullcontext(), watching:
-            out = scores(model(*batch.args, **batch.kwargs))
+        with LFP(model, epsilon=0.0) if flow else nullcontext(), watching:
+            out = scores((forward or model)(*batch.args, **batch.kwargs))
         if not out.requires_grad:
             raise InputError(
                 "no gradient leads from the model's outputs to its layers, so that their units "

@@ -26,7 +26,7 @@ class Parts(nn.Module):
 
     def add(self, name: str, parameter: Tensor) -> nn.Parameter:
         """Return a new parameter with the values of another, held under a layer's name."""
-        part = nn.Parameter(parameter.detach())
+        part = nn.Parameter(parameter.data)  # whose changes are counted apart
         self.register_parameter(name.replace(".", "/"), part)
         return part
 
@@ -34,7 +34,7 @@ class Parts(nn.Module):
 class Norm:
     """The affine parameters of the BatchNorm behind a layer, one value per unit.
 
-    Those of units that do not learn stay as they were.
+    Those of units that do not learn stay as they were; `kept` is how they are before a step.
     """
 
     def __init__(self, weight: nn.Parameter | None, bias: nn.Parameter | None) -> None:
@@ -51,9 +51,10 @@ class Norm:
         self.kept = [kept.to(each) for each, kept in zip(self.parameters, self.kept, strict=True)]
 
     def restore(self, mask: Tensor) -> None:
-        """Put back what is not in `mask` [units]."""
+        """Put back what is not in `mask` [units], and remember the rest."""
         for parameter, kept in zip(self.parameters, self.kept, strict=True):
             parameter.copy_(torch.where(mask, parameter, kept))
+        self.keep()
 
 
 class Layer:
@@ -62,15 +63,17 @@ class Layer:
     Until rows are selected, `of_weight` and `of_bias` are the whole weight and bias: they share
     their memory. Afterwards they hold the rows [k] alone, as copies that learn.
 
-    units: how many; k: how many of them learn. rows: [k], sorted, None while all do. scores: the
-    smoothed ones [units]; protected: relevance for an old task [units]. norm: of the BatchNorm
-    behind the layer, once a forward pass has shown it.
+    units: how many; k: how many of them learn. rows: [k], sorted, None while all do. since: [k],
+    after how many steps of Adam they entered; late: whether any did so. scores: the smoothed ones
+    [units]; protected: relevance for an old task [units]. norm: of the BatchNorm behind the layer,
+    once a forward pass has shown it.
     """
 
     def __init__(self, name: str, module: nn.Module, density: float, parts: Parts) -> None:
         self.name, self.module = name, module
+        self.names = ("in_proj_weight", "in_proj_bias") if _attends(module) else ("weight", "bias")
         self.units = len(self.weight)
-        multiple = 1 if isinstance(module, nn.Linear) else selection.MULTIPLE
+        multiple = 1 if self.weight.ndim == 2 else selection.MULTIPLE
         self.k = selection.count(self.units, density, multiple)
         self.of_weight = parts.add(f"{name}.weight", self.weight)
         self.of_bias: nn.Parameter | None = None
@@ -80,6 +83,8 @@ class Layer:
             self.bias.requires_grad_(False)
         self.rows: Tensor | None = None
         self.mask: Tensor | None = None
+        self.since: Tensor | None = None
+        self.late = False
         self.scores: Tensor | None = None
         self.protected: Tensor | None = None
         self.norm: Norm | None = None
@@ -89,12 +94,12 @@ class Layer:
     @property
     def weight(self) -> nn.Parameter:
         """The model's whole weight."""
-        return cast(nn.Parameter, self.module.weight)
+        return cast(nn.Parameter, getattr(self.module, self.names[0]))
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The model's whole bias."""
-        return cast("nn.Parameter | None", self.module.bias)
+        return cast("nn.Parameter | None", getattr(self.module, self.names[1]))
 
     def parts(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Return what learns, each with the whole that it is a part of."""
@@ -157,7 +162,7 @@ class Layer:
     def moved(self) -> None:
         """Follow parameters that went to another device or type, or were copied."""
         device = self.weight.device
-        for name in ("rows", "mask", "scores", "protected"):
+        for name in ("rows", "mask", "since", "scores", "protected"):
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, value.to(device))
@@ -166,13 +171,12 @@ class Layer:
         self.link()
         self._versions = self._seen()
 
-    def load(self, rows: Tensor | None, scores: Tensor | None, protected: Tensor | None) -> None:
+    def load(self, **known: Tensor | None) -> None:
         """Take over what a checkpoint knows; `reload` follows once weights are loaded."""
         device = self.weight.device
-        self.rows, self.scores, self.protected = (
-            None if each is None else each.to(device, copy=True)
-            for each in (rows, scores, protected)
-        )
+        for name, value in known.items():
+            setattr(self, name, None if value is None else value.to(device, copy=True))
+        self.late = self.since is not None and bool(self.since.any())
         if self.rows is None:
             self.mask = None
 
@@ -183,6 +187,12 @@ class Layer:
             self.link()
         else:
             self.target(rows)
+
+    def release(self) -> None:
+        """Let the whole learn as it did before, with what was learned."""
+        self.sync()
+        for _, whole in self.parts():
+            whole.requires_grad_()
 
     def given(self, truncated: bool) -> Rows:
         """Return the parameters as `rows` takes them."""
@@ -215,10 +225,16 @@ def find(
     Raises InputError for a name that fits nothing, and where nothing is left.
     """
     modules = {name: each for name, each in model.named_modules() if isinstance(each, KINDS)}
+    last = list(modules)[-1:]
+    modules |= {
+        f"{name}.in_proj" if name else "in_proj": each
+        for name, each in model.named_modules()
+        if _attends(each)
+    }
     uses = _uses(model)
     reasons: dict[str, str] = {}
     if dense is None:
-        reasons |= dict.fromkeys(list(modules)[-1:], "output layer")
+        reasons |= dict.fromkeys(last, "output layer")
     else:
         for pattern in dense:
             fitting = [name for name, _ in model.named_modules() if _fits(name, pattern) and name]
@@ -241,9 +257,15 @@ def find(
         told = "; ".join(f"{name!r} ({reason})" for name, reason in reasons.items())
         raise InputError(
             "the model has no layer that can be targeted, which a linear or convolution layer "
-            f"before the output layer is: {told or 'it has neither'}."
+            f"before the output layer is: {told or 'it has neither'}. Weights that another "
+            "Targeted took require grad again after its release()."
         )
     return [Layer(name, modules[name], density, parts) for name in chosen], reasons
+
+
+def _attends(module: nn.Module) -> bool:
+    """Tell whether a module is attention whose queries, keys and values are one projection."""
+    return isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -262,14 +284,15 @@ def _uses(model: nn.Module) -> Mapping[int, int]:
 
 def _reason(module: nn.Module, uses: Mapping[int, int]) -> str:
     """Return why the rows of a layer cannot be trained by themselves, "" where they can."""
-    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    names = ("in_proj_weight", "in_proj_bias") if _attends(module) else ("weight", "bias")
+    weight, bias = (module._parameters.get(name) for name in names)
     if parametrize.is_parametrized(module) or weight is None:
         return "its weight is computed from others"
     own: Iterator[Tensor] = (each for each in (weight, bias) if each is not None)
     if any(uses[id(each)] > 1 for each in own):
         return "it shares its weight with another layer"
     if not weight.requires_grad:
-        return "it is frozen"
+        return "it does not require grad"
     if len(weight) < 2:
         return "it has one unit"
     return ""

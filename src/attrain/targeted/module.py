@@ -18,6 +18,7 @@ from attrain.targeted.layers import Layer, Parts
 from attrain.targeted.scores import SCORES, Function, Score, share
 from attrain.targeted.watching import Measuring, Watching
 
+KEPT = ("rows", "since", "scores", "protected")
 INPUT_GRADIENTS = ("full", "selected")
 STATISTICS = ("update", "freeze")
 
@@ -123,7 +124,7 @@ class Targeted(nn.Module):
         self._wrapper: Any = None
         self._known: tuple[int, ...] = ()
         self._index()
-        self.register_load_state_dict_post_hook(_loaded)
+        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
         if warmup == 0:
             self._choose({each.name: self._draw(each) for each in self._layers}, (), told=False)
         self.train(model.training)
@@ -175,6 +176,7 @@ class Targeted(nn.Module):
             self._known = tuple(map(id, given))
         with torch.no_grad(), natively():
             for layer in self._layers:
+                state.correct_bias(given, layer)
                 layer.sync()
                 if layer.norm is not None and layer.mask is not None:
                     layer.norm.restore(layer.mask)
@@ -221,7 +223,7 @@ class Targeted(nn.Module):
 
         if out.requires_grad:
             with natively():
-                out.register_hook(came_back)
+                out.register_hook(came_back)  # type: ignore[no-untyped-call]
 
     # Choosing rows -------------------------------------------------------------------------------
 
@@ -247,6 +249,7 @@ class Targeted(nn.Module):
                 if layer.name in found:
                     total, calls = found[layer.name]
                     new = total / calls
+                    new = new.abs() if rule.signed else new
                     old = layer.scores
                     layer.scores = new if old is None else old.lerp(new, 1 - self.memory)
         return {each.name: self._final(each) for each in self._layers}
@@ -279,7 +282,7 @@ class Targeted(nn.Module):
         return selection.draw(layer.units, self._generator).to(layer.weight.device)
 
     def _choose(
-        self, scores: Mapping[str, Tensor], optimizers: Iterable[Optimizer], told: bool = True
+        self, scores: Mapping[str, Tensor], optimizers: Sequence[Optimizer], told: bool = True
     ) -> None:
         """Let the units with the highest scores learn from now on."""
         kept, reshaped = {}, False
@@ -303,11 +306,14 @@ class Targeted(nn.Module):
 
     # An old task ---------------------------------------------------------------------------------
 
-    def protect(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+    def protect(
+        self, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
+    ) -> dict[str, Tensor]:
         """Measure what each unit has to do with an old task, for `low_relevance` and `ratio`.
 
         batches: (x, y), inputs and class indices, or inputs alone, which are explained for the
-        class that the model names. Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
+        class that the model names. forward: from inputs to the old task's outputs, where the model
+        does not return them itself. Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
 
         Raises InputError for no batches.
         """
@@ -321,14 +327,20 @@ class Targeted(nn.Module):
             with torch.no_grad():
                 was = self.model.training
                 self.model.eval()
-                out = outputs_of(self.model(x))
+                out = outputs_of((forward or self.model)(x))
                 self.model.train(was)
             axis = explain.class_axis(out)
             wanted = None
             if out.ndim > 1 and out.shape[axis] > 1:
                 wanted = out.argmax(axis, keepdim=True) if y is None else y.unsqueeze(axis)
             found = explain.measure(
-                self.model, self._table, self._norms, Batch((x,), {}, wanted), share, flow=False
+                self.model,
+                self._table,
+                self._norms,
+                Batch((x,), {}, wanted),
+                share,
+                flow=False,
+                forward=forward,
             )
             for name, (total, _) in found.items():
                 totals[name] = totals.get(name, 0.0) + total * len(x)
@@ -368,6 +380,16 @@ class Targeted(nn.Module):
         """Return how many bytes optimizers hold for their parameters."""
         return state.held(getattr(each, "optimizer", each) for each in optimizers)
 
+    def release(self) -> nn.Module:
+        """Return the model with everything that was learned, all its weights free to learn.
+
+        This object is of no use afterwards.
+        """
+        with torch.no_grad(), natively():
+            for layer in self._layers:
+                layer.release()
+        return self.model
+
     # As a module ---------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "Targeted":
@@ -385,7 +407,12 @@ class Targeted(nn.Module):
 
     def _index(self) -> None:
         """Know layers by the identity of what the model holds, which differs between copies."""
-        self._table = {id(each.weight): each for each in self._layers}
+        self._table = {
+            id(whole): each
+            for each in self._layers
+            for whole in (each.weight, each.bias)
+            if whole is not None
+        }
         self._norms: dict[int, Layer | None] = {
             id(each.norm.parameters[0]): each for each in self._layers if each.norm is not None
         }
@@ -393,13 +420,14 @@ class Targeted(nn.Module):
             layer.owns = layer.weight
 
     def _name_of(self, weight: Tensor | None) -> str | None:
+        name: str
         for name, module in self.model.named_modules():
             if weight is not None and module._parameters.get("weight") is weight:
                 return name
         return None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Targeted":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for layer in self._layers:
             layer.moved()
         self._index()
@@ -410,7 +438,7 @@ class Targeted(nn.Module):
         with torch.no_grad(), natively():
             for layer in self._layers:
                 layer.sync()
-                for kind in ("rows", "scores", "protected"):
+                for kind in KEPT:
                     value = getattr(layer, kind)
                     if value is not None:
                         destination[f"{prefix}{kind}.{layer.name}"] = value.clone()
@@ -422,7 +450,7 @@ class Targeted(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         own = [f"{prefix}{each}" for each in ("steps", "generator")]
-        kinds = tuple(f"{prefix}{each}." for each in ("rows", "scores", "protected"))
+        kinds = tuple(f"{prefix}{each}." for each in KEPT)
         missing_keys += [each for each in own if each not in state_dict]
         rest = {
             key: value
@@ -438,10 +466,7 @@ class Targeted(nn.Module):
         self._late = bool(late)
         self._generator.set_state(state_dict[own[1]].cpu())
         for layer in self._layers:
-            known = {
-                kind: state_dict.get(f"{prefix}{kind}.{layer.name}")
-                for kind in ("rows", "scores", "protected")
-            }
+            known = {kind: state_dict.get(f"{prefix}{kind}.{layer.name}") for kind in KEPT}
             rows = known["rows"]
             if rows is not None and (len(rows) != layer.k or int(rows[-1]) >= layer.units):
                 error_msgs.append(
@@ -458,7 +483,7 @@ class Targeted(nn.Module):
         return known
 
     def __setstate__(self, known: dict[str, Any]) -> None:
-        super().__setstate__(known)
+        super().__setstate__(known)  # type: ignore[no-untyped-call]
         self._generator = torch.Generator()
         self._generator.set_state(known["_generator"])
         for layer in self._layers:

@@ -33,14 +33,16 @@ class Score:
     """A score: what it is computed from, and where it comes from.
 
     needs: "training", `function` of the last training pass; "relevance", `function` of a pass of
-    its own that explains outputs; "flow", the same under the rules of credit; "nothing". drawn:
-    scores are chance. once: rows are chosen once and stay. final: from the smoothed scores and the
+    its own that explains outputs; "flow", the same under the rules of credit; "nothing".
+    signed: the size of the function's mean over calls and processes counts. drawn: scores are
+    chance. once: rows are chosen once and stay. final: from the smoothed scores and the
     relevance for an old task (`Targeted.protect`) to the score.
     """
 
     source: str
     needs: str = "nothing"
     function: Function | None = None
+    signed: bool = False
     drawn: bool = False
     once: bool = False
     final: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -52,8 +54,8 @@ def share(units: Units) -> Tensor:
 
 
 def node(units: Units) -> Tensor:
-    """Return |mean_n z_nj s_nj|, the relevance of a node of the attribution graph."""
-    return (units.z * units.s).sum(2).mean(0).abs()
+    """Return mean_n z_nj s_nj, the relevance of a node of the attribution graph."""
+    return (units.z * units.s).sum(2).mean(0)
 
 
 def slope(units: Units) -> Tensor:
@@ -80,6 +82,7 @@ SCORES: dict[str, Score] = {
         "outputs that the loss wants to rise most",
         "flow",
         node,
+        signed=True,
     ),
     "error": Score(
         "mean_n |z_nj dL/dz_nj|: the unit's share in predicted minus target attribution",

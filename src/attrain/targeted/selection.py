@@ -13,7 +13,7 @@ def count(units: int, density: float, multiple: int = 1) -> int:
         return units
     if units < 2 * multiple:
         multiple = 1
-    return min(units, max(1, round(density * units / multiple)) * multiple)
+    return min(units // multiple, max(1, round(density * units / multiple))) * multiple
 
 
 def choose(scores: Tensor, k: int, explored: int, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from attrain import marks
 from attrain.credit import is_active, natively
 from attrain.rules.product import body_of
+from attrain.rules.registry import REGISTRY, bookkeeping
 from attrain.targeted import checks, rows
 from attrain.targeted.layers import Layer, Norm
 from attrain.targeted.scores import Function, Units
@@ -59,7 +60,7 @@ class _Sight:
                 with torch.no_grad(), natively():
                     measuring.add(layer, value, s)
 
-        z.register_hook(came_back)
+        z.register_hook(came_back)  # type: ignore[no-untyped-call]
 
 
 class _Trail(NamedTuple):
@@ -72,11 +73,11 @@ class _Trail(NamedTuple):
 class Watching(TorchFunctionMode):
     """Sees every torch function of a forward pass, and gives layers their rows.
 
-    layers: by the identity of their weights. norms: by that of a BatchNorm's parameters, the layer
-    before it, None where there are several; what a pass shows is entered. substitute: whether rows
-    learn in this pass, or layers run as they are. truncated: see `rows.Rows`. cut: whether the way
-    back starts at the first layers, where nothing before them learns. measuring: what units are
-    measured with. last: the weight of the layer that was called last.
+    layers: by the identity of their weights and biases. norms: by that of a BatchNorm's parameters,
+    the layer before it, None where there are several; what a pass shows is entered. substitute:
+    whether rows learn in this pass, or layers run as they are. truncated: see `rows.Rows`. cut:
+    whether the way back starts at the first layers, where nothing before them learns. measuring:
+    what units are measured with. last: the weight of the layer that was called last.
     """
 
     def __init__(
@@ -102,13 +103,21 @@ class Watching(TorchFunctionMode):
         if func is rows.LINEAR or func in rows.CONVOLUTIONS:
             self.last = args[1] if len(args) > 1 else kwargs["weight"]
             layer = self.layers.get(id(self.last))
-            return func(*args, **kwargs) if layer is None else self._run(layer, func, args, kwargs)
+            if layer is not None:
+                return self._run(layer, func, args, kwargs)
         if func is F.batch_norm:
             return self._normalised(func, args, kwargs)
         if func is F.multi_head_attention_forward:
             with self:
                 return body_of(func)(*args, **kwargs)
+        if self.substitute and REGISTRY.get(func) is not bookkeeping:
+            args = [self._learning(each) for each in args]
         return func(*args, **kwargs)
+
+    def _learning(self, value: Any) -> Any:
+        """Return a parameter that another function than its layer's takes, with its rows in it."""
+        layer = self.layers.get(id(value)) if isinstance(value, Tensor) else None
+        return value if layer is None else _assembled(layer)[int(value is not layer.weight)]
 
     def _run(self, layer: Layer, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
         if not self.substitute:
@@ -176,7 +185,7 @@ class Watching(TorchFunctionMode):
 
 
 def _start(z: Tensor) -> Tensor:
-    """Return a first layer's result as one that the way back ends at; a copy may be written into."""
+    """Return a first layer's result as one where the way back ends, and that may be overwritten."""
     with natively():
         out = z.detach().requires_grad_().clone()
     marks.put(out, marks.Mark())
