@@ -58,6 +58,14 @@ STUDIES: Mapping[str, Entry] = {
     "targeted-robustness": Entry(
         "targeted_robustness", "Targeted updates and robustness: noise and attacks"
     ),
+    "targeted-finetune": Entry(
+        "targeted_finetune",
+        "Targeted updates in fine-tuning: a search for a setting where they beat dense training",
+    ),
+    "targeted-forgetting": Entry(
+        "targeted_forgetting",
+        "Targeted updates that spare an old task: forgetting at equal new accuracy",
+    ),
 }
 
 
