@@ -1,7 +1,7 @@
 """Targeted updates and robustness: noise and attacks against dense training."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from attrain.studies.targeted_efficiency import (
     DENSE,
     DENSITIES,
     ERROR,
+    FAST,
+    FASTER,
     FIXED,
     FLOW,
     GRADIENT,
@@ -77,8 +79,10 @@ def compared() -> dict[str, Arm]:
 
 
 def rows(config: Config) -> list[Row]:
-    """Return a row for every arm, of all seeds."""
-    return [Row(name, partial(_measure, config, arm)) for name, arm in compared().items()]
+    """Return a row for every arm, of all seeds, and one for dense training at the faster rate."""
+    found = [Row(name, partial(_measure, config, arm)) for name, arm in compared().items()]
+    fast = replace(config, rates=(FASTER,))
+    return [*found, Row(FAST, partial(_measure, fast, compared()[DENSE]))]
 
 
 # A row --------------------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ def conclude(config: Config, results: Results, out: Path) -> Conclusion:
 
 def _table(results: Results) -> list[TableRow]:
     table: list[TableRow] = []
-    for name in compared():
+    for name in (*compared(), FAST):
         table.append(measured(f"{name}: learning rate", [results[name][TUNED]["rate"]]))
         clean = curve(results, name, TUNED, NOISE)[:, 0].tolist()
         table.append(measured(f"{name}: accuracy", clean, unit="accuracy"))
@@ -177,6 +181,7 @@ def _claims(results: Results) -> list[Claim]:
         for name in names
         for kind in SIZES
     ]
+    claims += [_sturdier(results, name, FAST, TUNED, kind) for name in names for kind in SIZES]
     return claims + [_sturdier(results, names[0], names[-1], TUNED, kind) for kind in SIZES]
 
 
