@@ -111,7 +111,7 @@ def _loop(config: Config, given: Subject, arm: str, rate: float, seed: int) -> L
     size = config.batch_size if linear else config.picture_batch
     training = Training(config.steps, size)
     loop = Loop(model, how, given.train, training, rate, seed)
-    if arm in (RATIO, LOW_RELEVANCE):
+    if arm in (RATIO, LOW_RELEVANCE) and loop.targeted is not None:
         task, model.task = model.task, OLD
         loop.targeted.protect([(given.kept.x, given.kept.y)])
         model.task = task

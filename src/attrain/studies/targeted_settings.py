@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attrain.models import seeded
 from attrain.studies.targeted_old_task import (
@@ -204,7 +204,8 @@ def more_pictures(config: Config, seed: int) -> Subject:
     if config.width:
         with seeded(seed):
             network = small_cnn((1, side, side), 10, config.width)
-            model = Heads(network[:-1], network[-1].in_features, 10)
+            *layers, last = network
+            model = Heads(nn.Sequential(*layers), last.in_features, 10)  # type: ignore[arg-type]
     else:
         model = _model(config, 10, seed)
     return _classes(config, config.pictures, model, side, seed)
