@@ -12,6 +12,7 @@ import torch
 
 from attrain import data
 from attrain.data import dataset, toy
+from attrain.data import hub as hub_module
 from attrain.errors import InputError
 
 REAL = Path(os.environ.get("ATTRAIN_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -391,6 +392,24 @@ def test_hub_that_cannot_be_reached_is_one_sentence_at_once(hub, name, monkeypat
     with pytest.raises(InputError, match="is not in the cache and the Hugging Face hub cannot be"):
         data.load(name)
     assert time.monotonic() - started < 5
+
+
+def test_data_set_of_the_hub_with_a_script_is_read_from_the_hubs_copy(folder, monkeypatch):
+    library = pytest.importorskip("datasets")
+    copy = folder({"train": {"image": pictures(4), "label": [0, 1, 0, 1]}}, labelled)
+    load, asked = library.load_dataset, []
+
+    def from_the_hub(source, revision=None):
+        asked.append((source, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found pets.py")
+        return load(str(copy))
+
+    monkeypatch.setattr(library, "load_dataset", from_the_hub)
+    monkeypatch.setattr(hub_module, "_hub_answers", lambda repository: True)
+    opened = hub_module.open_hub("org/pets", "org/pets")
+    assert opened.splits["train"].num_rows == 4
+    assert asked == [("org/pets", None), ("org/pets", "refs/convert/parquet")]
 
 
 def test_data_set_that_the_hub_does_not_have(hub):

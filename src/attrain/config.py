@@ -108,8 +108,8 @@ class CompareConfig(JobConfig):
     """Train the same model with several methods and write one report."""
 
     methods: tuple[str, ...] = ("sgd", "lfp")
-    """Methods to compare: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1, saliency-guided; for spiking
-    models lfp and surrogate. Differences are to the first."""
+    """Methods to compare: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1, saliency-guided, targeted; for
+    spiking models lfp and surrogate. Differences are to the first."""
     seeds: int = 3
     """Runs of each method, with seeds 0, 1, ..."""
     rival: bool = True
@@ -121,8 +121,8 @@ class TrainConfig(JobConfig):
     """Train a model with one method."""
 
     method: str = "lfp"
-    """The method: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1 or saliency-guided; for spiking models
-    lfp or surrogate."""
+    """The method: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1, saliency-guided or targeted; for spiking
+    models lfp or surrogate."""
     seeds: int = 1
     """Runs, with seeds 0, 1, ..."""
 

@@ -11,6 +11,8 @@ from attrain.errors import InputError, unknown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from attrain.targeted import Refresh
+
 LFP_PAPER = (
     "L. Weber, J. Berend, M. Weckbecker, A. Binder, T. Wiegand, W. Samek, S. Lapuschkin: "
     "Efficient and Flexible Neural Network Training through Layer-wise Feedback Propagation. "
@@ -51,6 +53,7 @@ class Method:
     loss_scale: float = 1.0
     course: str = "constant"
     guided: Mapping[str, Any] | None = None
+    targeted: Mapping[str, Any] | None = None
 
 
 _KNOWN = (
@@ -110,6 +113,16 @@ _KNOWN = (
         learning_rate=0.1,
         citation=GUIDED_PAPER,
         guided={"fraction": 0.5, "weight": 1.0, "form": "exact"},
+    ),
+    Method(
+        name="targeted",
+        description=(
+            "Gradient descent that trains the critical quarter of each layer's neurons, chosen "
+            "anew every 50 updates by their relevance in the attribution graph of a batch, after "
+            "a tenth of the updates that train all of them."
+        ),
+        learning_rate=0.1,
+        targeted={"density": 0.25, "score": "flow", "refresh": 50, "warmup": 0.1},
     ),
 )
 
@@ -174,6 +187,23 @@ def is_spiking(model: "nn.Module") -> bool:
     from attrain.models import SpikingNet
 
     return isinstance(model, SpikingNet)
+
+
+def learner(
+    method: Method, model: "nn.Module", updates: int, told: "Callable[[Refresh], None]"
+) -> "nn.Module":
+    """Return what is trained: `model` itself, or `attrain.Targeted` around it.
+
+    `updates` is how many there will be; `told` hears of each choice of rows. Raises InputError for
+    a model that has no layer to be targeted.
+    """
+    if method.targeted is None:
+        return model
+    from attrain.targeted import Targeted
+
+    options = dict(method.targeted)
+    warmup = round(options.pop("warmup") * updates)
+    return Targeted(model, warmup=warmup, on_refresh=told, **options)
 
 
 class BatchLoss:

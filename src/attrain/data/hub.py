@@ -14,6 +14,8 @@ from attrain.errors import InputError
 
 _TEST_SPLITS = ("test", "validation", "valid", "val")
 _HUB_TIMEOUT = 10.0  # seconds
+_PARQUET = "refs/convert/parquet"
+"""The branch in which the hub keeps its own copy, without code, of a data set with a script."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _hub_answers(repository: str) -> bool:
 def _load(library: ModuleType, source: str, name: str) -> Any:
     told = repr(name) if source == name else f"{name!r} ({source})"
     try:
-        return library.load_dataset(source)
+        return _without_code(library, source)
     except ConnectionError as error:
         raise InputError(
             f"data set {told} is not in the cache and the Hugging Face hub cannot be reached: "
@@ -134,6 +136,16 @@ def _load(library: ModuleType, source: str, name: str) -> Any:
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"data set {told} cannot be loaded: {lines[0].rstrip('.')}.") from error
+
+
+def _without_code(library: ModuleType, source: str) -> Any:
+    """Load `source`; a repository of the hub that has a script, which is not run, as its copy."""
+    try:
+        return library.load_dataset(source)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error) or Path(source).is_dir():
+            raise
+    return library.load_dataset(source, revision=_PARQUET)
 
 
 def train_and_test(splits: Any, name: str) -> tuple[Any, Any]:

@@ -296,8 +296,8 @@ def draw_curves(found: Mapping[str, Found], path: Path) -> None:
 
 def draw_areas(found: Mapping[str, Found], path: Path) -> None:
     """Draw the area of every seed and arm, a row per saliency method."""
-    titles = [*SALIENCIES, NO_MAP]
-    with figures.drawing(path, 7.2, 4.2) as figure:
+    titles = list(SALIENCIES)
+    with figures.drawing(path, 7.2, 3.9) as figure:
         axes = figure.subplots()
         for shift, (arm, each) in zip((-0.27, -0.09, 0.09, 0.27), found.items(), strict=True):
             colour, _, mark = LINES[arm]

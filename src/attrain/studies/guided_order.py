@@ -236,17 +236,16 @@ def _table(found: Mapping[str, Found]) -> list[TableRow]:
         for arm, each in found.items():
             what = f"accuracy with {share:.0%} of the ink removed by chance"
             put(what, arm, each.without_ink(share), "accuracy")
-    for name in ("ink", "rim", "far", "contrary", "for"):
+    for name, where in _WHERE.items():
         for arm, each in found.items():
-            told = {"contrary": "negative and off the ink", "for": "positive and on the ink"}
-            put(f"share of |g|, {told.get(name, name)}", arm, each.of("masses", name), "share")
+            put(f"share of |g|, {where}", arm, each.of("masses", name), "share")
     for arm, each in found.items():
         put(f"accuracy under FGSM, {EPSILON:g} of the range", arm, each.of("attacked"), "accuracy")
     for arm, each in found.items():
         for order in ORDERS:
-            for name in ("ink", "of ink", "mass", "contrary"):
-                told = f"{order} half of the pixels: {_TAKEN[name]}"
-                put(told, arm, each.of("taken", order, name), "share")
+            for name in _TAKEN:
+                what = f"{order} half of the pixels: {_TAKEN[name]}"
+                put(what, arm, each.of("taken", order, name), "share")
             for name in ("first order", "logit", "margin", "divergence"):
                 put(f"noise in the {order} half: {name}", arm, each.of("noise", order, name))
             what = f"noise in the {order} half: accuracy"
@@ -254,6 +253,13 @@ def _table(found: Mapping[str, Found]) -> list[TableRow]:
     return table
 
 
+_WHERE = {
+    "ink": "on the ink",
+    "rim": "on its rim",
+    "far": "farther off",
+    "contrary": "negative and off the ink",
+    "for": "positive and on the ink",
+}
 _TAKEN = {
     "ink": "share that is ink",
     "of ink": "share of the ink in it",

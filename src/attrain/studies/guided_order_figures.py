@@ -101,7 +101,7 @@ def draw_gradients(
             column[0].set_title(title, fontsize=8)
             for axes, digit, each in zip(column, x, values, strict=True):
                 if title == "digit":
-                    style = {"cmap": "gray_r"}
+                    style: dict[str, Any] = {"cmap": "gray_r"}
                 elif "half" in title:
                     style = {"cmap": "Purples", "vmin": 0, "vmax": 1.6}
                     each = each.astype(float)
