@@ -1,7 +1,5 @@
 """The study of texts under saliency guided training: its models, and what it concludes."""
 
-import math
-
 import pytest
 import torch
 
@@ -85,20 +83,15 @@ def test_scores_are_sums_over_the_vector_of_a_word():
         (guided_texts.PRODUCT, slope * vectors[0].detach()),
     ):
         torch.testing.assert_close(found[title], wanted.sum(2), atol=1e-6, rtol=1e-4)
-    out = model(x).gather(1, target[:, None])[:, 0]
-    empty = model(torch.zeros(1, 1, dtype=torch.long))[0]
-    # A text of as many words without a vector is not an empty one, but nearly.
-    assert found[guided_texts.PATH].shape == x.shape and empty.shape == (2,) and len(out) == 3
+    assert all(each.shape == x.shape for each in found.values())
 
 
 # What it concludes --------------------------------------------------------------------------------
 
-TEXTS = 4
-
 
 def row(values, *, accuracy=0.8, confidence=0.9):
     """Return a row with these means of (comprehensiveness, sufficiency), by saliency method."""
-    spread = [-0.02, -0.01, 0.01, 0.02]
+    spread = [-0.03125, -0.015625, 0.015625, 0.03125]
     return {
         "accuracy": accuracy,
         "confidence": confidence,
@@ -228,4 +221,4 @@ def test_words_are_drawn_line_by_line(tmp_path):
     sgt_table1.draw_examples({REGULAR: [text], GUIDED: [text]}, path)
     drawn = path.read_text()
     assert "regular: y, is x" in drawn and "guided: y, is x" in drawn and "&lt;b&gt;" in drawn
-    assert math.isclose(drawn.count(">a<"), 120, abs_tol=0)
+    assert drawn.count(">a<") == 120

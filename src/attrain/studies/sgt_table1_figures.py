@@ -55,9 +55,7 @@ def draw_scores(found: Mapping[tuple[str, str], Mapping[str, Any]], path: Path) 
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
-def draw_examples(
-    shown: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = ""
-) -> None:
+def draw_examples(shown: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Draw the words of some texts on a ground that is the darker the higher their score.
 
     shown: by arm, of each text its words, their scores, its label and what is predicted. The
