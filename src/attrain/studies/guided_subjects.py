@@ -24,7 +24,7 @@ from attrain.training import train
 
 REGULAR, GUIDED = "regular", "guided"
 ABSOLUTE, RANDOM, UNMASKED = "absolute order", "random masks", "passes without masks"
-HIGHEST, BACKGROUND = "highest masked", "random background"
+HIGHEST = "highest masked"
 
 
 def unmasked(x: Tensor, drop: Tensor) -> Tensor:
@@ -37,11 +37,6 @@ def opposite(x: Tensor, drop: Tensor) -> Tensor:
     return masks.image(x, ~drop)
 
 
-def on_background(x: Tensor, drop: Tensor) -> Tensor:
-    """Replace those of the features `drop` [N, H, W] that have the value of the corner."""
-    return masks.image(x, drop & (x == x[:, :, :1, :1]).all(1))
-
-
 ARMS: Mapping[str, Mapping[str, Any] | None] = {
     REGULAR: None,
     GUIDED: {},
@@ -50,12 +45,11 @@ ARMS: Mapping[str, Mapping[str, Any] | None] = {
     # Two draws of dropout are then what has to agree. No order is needed, and it costs a pass.
     UNMASKED: {"order": "random", "mask": unmasked},
     HIGHEST: {"mask": opposite},
-    BACKGROUND: {"order": "random", "mask": on_background},
 }
 """Ways of training by name: what each has in place of the defaults of attrain.SaliencyGuided.
 
-"guided" is the paper's: the lowest by signed gradient. The last two are for images alone: those
-with the highest signed gradient, and random ones without the object's."""
+"guided" is the paper's: the lowest by signed gradient. The last is for images alone: those with the
+highest."""
 
 
 def under(arm: str, **options: Any) -> Method:
