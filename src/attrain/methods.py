@@ -11,6 +11,7 @@ from attrain.errors import InputError, unknown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from attrain.guided import SaliencyGuided
     from attrain.targeted import Refresh
 
 LFP_PAPER = (
@@ -246,13 +247,9 @@ class BatchLoss:
             reward = getattr(rewards, method.objective)
             self.loss = partial(reward, **method.objective_options)
         self.scale = method.loss_scale
-        self.guided = None
-        if method.guided is not None:
-            from attrain.guided import SaliencyGuided
-
-            self.guided = SaliencyGuided(
-                cast(Any, self.forward), self.loss, credit=self.credit, **method.guided
-            )
+        self.guidance = method.guided
+        self.guided: SaliencyGuided | None = None
+        """Made at the first batch, which shows whether the data are texts."""
 
     def __call__(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return the loss (a scalar whose `backward()` fills `.grad`) and the outputs [N, C].
@@ -261,8 +258,8 @@ class BatchLoss:
         """
         if self.spiking:
             return self._of_spikes(x, y)
-        if self.guided is not None:
-            step = self.guided.step(x, y)
+        if self.guidance is not None:
+            step = self._guided(x).step(x, y)
             loss, out = step.loss, step.outputs
         else:
             if self.credit is None:
@@ -274,6 +271,20 @@ class BatchLoss:
         if self.penalised:
             loss = loss + self.strength * self.l1 * _sum_of_sizes(self.model, self.penalised)
         return loss, out
+
+    def _guided(self, x: "Tensor") -> "SaliencyGuided":
+        """Return the guided loss; of texts, what is ranked are the vectors that the model finds."""
+        if self.guided is None:
+            from attrain.attribution.layers import embedding_of
+            from attrain.guided import SaliencyGuided
+
+            options = dict(self.guidance or {})
+            if not x.is_floating_point():
+                options = {"embedding": embedding_of(self.model), **options}
+            self.guided = SaliencyGuided(
+                cast(Any, self.forward), self.loss, credit=self.credit, **options
+            )
+        return self.guided
 
     def _of_spikes(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return the loss of spikes [T, N, C], and the spike counts [N, C]."""

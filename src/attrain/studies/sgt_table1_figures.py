@@ -24,7 +24,7 @@ _WIDEST = 92
 def draw_scores(found: Mapping[tuple[str, str], Mapping[str, Any]], path: Path) -> None:
     """Draw, for each data set and measure, the seeds of every arm and method beside the paper's."""
     titles = list(dict.fromkeys(title for title, _ in found))
-    with figures.drawing(path, 8.4, 0.7 + 2.5 * len(titles)) as figure:
+    with figures.drawing(path, 9.6, 0.7 + 2.7 * len(titles)) as figure:
         grid = figure.subplots(len(titles), 2, squeeze=False)
         for axes, ((title, measure), shown) in zip(grid.flat, found.items(), strict=True):
             axes.axhline(0, color="#8a8a8a", linewidth=0.8)
@@ -43,7 +43,8 @@ def draw_scores(found: Mapping[tuple[str, str], Mapping[str, Any]], path: Path) 
                     paper = (*shown["paper"].get(arm, ()), None)[: len(values)]
                     if place < len(paper) and paper[place] is not None:
                         axes.plot(x, paper[place], "_", color="#1a1a1a", markersize=9)
-            axes.set_xticks(range(len(shown["methods"])), [_folded(m) for m in shown["methods"]])
+            folded = [method.replace(" ", "\n") for method in shown["methods"]]
+            axes.set_xticks(range(len(folded)), folded, fontsize=8)
             axes.set_xlim(-0.55, len(shown["methods"]) - 0.45)
             axes.set_title(f"{title}: {measure} ({_BETTER[measure]})")
             axes.grid(color="#e5e5e5", linewidth=0.6, axis="y")
@@ -54,20 +55,14 @@ def draw_scores(found: Mapping[tuple[str, str], Mapping[str, Any]], path: Path) 
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
-def _folded(method: str) -> str:
-    return method.replace(" ", "\n", 1)
-
-
-def draw_examples(
-    shown: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = ""
-) -> None:
+def draw_examples(shown: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Draw the words of some texts on a ground that is the darker the higher their score.
 
     shown: by arm, of each text its words, their scores, its label and what is predicted. The
     highest score of a text has the full colour.
     """
     lines = _lines(shown)
-    with figures.drawing(path, 8.4, 0.2 + 0.26 * len(lines)) as figure:
+    with figures.drawing(path, 0.0669 * _WIDEST + 0.1, 0.2 + 0.23 * len(lines)) as figure:
         axes = figure.subplots()
         axes.set(xlim=(0, _WIDEST), ylim=(-len(lines), 0))
         axes.axis("off")
