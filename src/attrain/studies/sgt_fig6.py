@@ -206,7 +206,7 @@ def _draw(config: Config, results: Results, path: Path) -> None:
             for arm in ARMS:
                 rows_of = [results[_name(place, arm, seed)] for seed in range(config.seeds)]
                 each = np.array([row["methods"][METHODS[0]]["time"] for row in rows_of])
-                figures.band(axes, np.arange(each.shape[1]), 100 * each, **_STYLE[arm])
+                figures.band(axes, np.arange(each.shape[1], dtype=float), 100 * each, **_STYLE[arm])
             axes.set(title=f"{place} box", xlabel="step", ylim=(0, None))
         grid[len(PARTS)].set_ylabel("share of |gradient| (%)")
         handles, labels = grid[0].get_legend_handles_labels()

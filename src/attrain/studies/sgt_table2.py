@@ -1,15 +1,16 @@
 """Saliency guided training on time series: paper 003, Table 2 and section 5.3."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from attrain.data.series import BOXES
-from attrain.metrics.statistics import paired_difference
+from attrain.metrics.statistics import paired_difference, rank_correlation
 from attrain.models import build
 from attrain.report.palette import LIGHT
 from attrain.studies import figures
@@ -67,7 +68,7 @@ class Network:
     epochs: int
     long_epochs: int = 100
     seeds: int = 3
-    long_seeds: int = 3
+    long_seeds: int = 2
     controls: tuple[str, ...] = (RANDOM, UNMASKED, FEWER)
     samples: int = 50
 
@@ -77,7 +78,7 @@ NETWORKS = (
     Network("lstm-input-cell", 36),
     Network("tcn", 36),
     # A step takes twenty times as long as one of the others.
-    Network("transformer", 6, 12, 1, 1, (RANDOM, UNMASKED), 20),
+    Network("transformer", 6, 12, 1, 1, (), 20),
 )
 
 
@@ -121,15 +122,13 @@ def cases(config: Config) -> list[Case]:
     for seed in range(1, max(net.seeds for net in nets)):
         more = [net for net in nets if seed < net.seeds]
         found += [Case(net.model, box, arm, seed) for net in more for box in again for arm in BOTH]
-    for seed in range(max(net.long_seeds for net in nets)):
-        more = [net for net in nets if seed < net.long_seeds]
-        found += [
-            Case(net.model, box, arm, seed, LONG)
-            for net in more
-            for box in config.long
-            for arm in BOTH
-        ]
-    return found
+    return found + [
+        Case(net.model, box, arm, seed, LONG)
+        for net in nets
+        for box in config.long
+        for seed in range(net.long_seeds)
+        for arm in BOTH
+    ]
 
 
 def rows(config: Config) -> list[Row]:
@@ -275,6 +274,19 @@ class Findings:
         }
 
 
+def of_epochs(found: Findings, part: str) -> list[tuple[float, float]]:
+    """Return epochs and AUP or AUR, guided minus regular, wherever both networks learned."""
+    pairs = []
+    for case in cases(found.config):
+        other = replace(case, arm=REGULAR)
+        if (case.arm, case.regime) == (GUIDED, BENCHMARK) and all(
+            map(found.learned, (case, other))
+        ):
+            epochs = [found.results[each.name]["epochs"] for each in (case, other)]
+            pairs.append((epochs[0] - epochs[1], found.gap(case, other, part)))
+    return pairs
+
+
 def conclude(config: Config, results: Mapping[str, Result], out: Path) -> Conclusion:
     """Return table, claims and figures."""
     found = Findings(config, results)
@@ -339,6 +351,9 @@ def _table_of_gaps(found: Findings) -> list[TableRow]:
     """Return lines of guided minus another way to train, mean of the six methods."""
     table = []
     for part in PARTS:
+        if correlation := _with_epochs(found, part):
+            label = f"{part}: Spearman of guided minus regular with its difference in epochs"
+            table.append(measured(label, [correlation]))
         for net in found.config.networks:
             label = f"{part}, {MODELS[net.model]}: guided minus"
             every = found.gaps(net.model, part, found.config.boxes)
@@ -356,6 +371,13 @@ def _table_of_gaps(found: Findings) -> list[TableRow]:
                     where = ", ".join(found.config.long)
                     table.append(measured(f"{label} regular, {where}, {regime} regime", trained))
     return table
+
+
+def _with_epochs(found: Findings, part: str) -> float | None:
+    pairs = of_epochs(found, part)
+    if len({epochs for epochs, _ in pairs}) < 2:
+        return None
+    return rank_correlation(*zip(*pairs, strict=True))
 
 
 def _claims(found: Findings) -> list[Claim]:
@@ -529,6 +551,7 @@ def _draw_table(found: Findings, path: Path) -> Path:
                 of = f"{len(boxes)} of {len(found.config.boxes)} boxes"
                 axes.set(title=f"{MODELS[net.model]} ({of})", xlabel=f"Diff({part})")
                 axes.set_yticks(range(len(TITLES)), TITLES)
+                axes.xaxis.set_major_locator(MaxNLocator(4))
                 axes.grid(axis="x", **_GRID)
         grid[0, 0].invert_yaxis()
         figure.legend(*_labels(grid), loc="outside lower center", ncols=4)
@@ -537,7 +560,7 @@ def _draw_table(found: Findings, path: Path) -> Path:
 
 def _labels(grid: Any) -> tuple[list[Any], list[str]]:
     """Return what the legend has to name, each once."""
-    named = {}
+    named: dict[str, Any] = {}
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
@@ -557,15 +580,18 @@ def _draw_boxes(found: Findings, path: Path) -> Path:
                 colour, mark = _OF_MODEL[net.model]
                 for place, box in enumerate(config.boxes):
                     for seed in range(net.seeds):
-                        two = [Case(net.model, box, arm, seed) for arm in (GUIDED, REGULAR)]
-                        if all(map(found.has, two)):
-                            filled = "full" if all(map(found.learned, two)) else "none"
+                        first, second = (
+                            Case(net.model, box, arm, seed) for arm in (GUIDED, REGULAR)
+                        )
+                        if found.has(first):
+                            filled = "full" if all(map(found.learned, (first, second))) else "none"
                             axes.plot(
-                                found.gap(*two, part), place, mark, color=colour, markersize=5,
-                                fillstyle=filled, alpha=0.8,
+                                found.gap(first, second, part), place, mark, color=colour,
+                                markersize=5, fillstyle=filled, alpha=0.8,
                             )  # fmt: skip
                 axes.set(title=MODELS[net.model], xlabel=f"{part}, guided minus regular")
                 axes.set_yticks(range(len(config.boxes)), config.boxes)
+                axes.xaxis.set_major_locator(MaxNLocator(4))
                 axes.grid(**_GRID)
         grid[0, 0].invert_yaxis()
     return path
@@ -603,7 +629,29 @@ STUDY = Study(
     id="sgt-table2",
     title="Time series: does saliency guided training find the informative box?",
     source="paper 2111.14338, table 2 and section 5.3",
-    deviations=("x.",),
+    deviations=(
+        "The process is the Gaussian one (Matern 3/2) in all ten boxes; the paper says ten data "
+        "sets, and not of which process.",
+        "Training stops at 99% on a tenth of the training set that is held out, looked at every 3 "
+        "epochs; the benchmark looks at the training and the test set. A network under 90% there "
+        "is dropped.",
+        "At most 90 epochs for LSTM, 36 for LSTM with input-cell attention and TCN, 6 for the "
+        "Transformer, and half of that without a rise; the benchmark has 500 and 200.",
+        "Half of the entries are masked in every data set, as the paper does on MNIST. It was set "
+        "beforehand; the paper tuned it, and its values are not known to us. A tenth is beside it.",
+        "The first 50 of 100 test series are explained, 20 for the Transformer, for their true "
+        "class. Integrated gradients, SmoothGrad and GradientSHAP take 20 passes; the baseline of "
+        "integrated gradients and DeepLIFT is the mean of the training series, where the benchmark "
+        "has random numbers; GradientSHAP and DeepSHAP have five training series.",
+        "DeepLIFT and DeepSHAP are captum's, which has no rule for the gates of an LSTM, products "
+        "of attention or layer normalisation: an ordinary gradient stands there.",
+        "The random attribution is the benchmark's own, one order of the features for all series "
+        "and times; a mean of six draws. A uniform order of all entries is beside it.",
+        "The TCN has no weight normalisation.",
+        "The intervals over boxes are of one seed; that boxes are alike is not claimed. Three "
+        "seeds, on three boxes, do not include the Transformer.",
+        "The quick budget leaves the Transformer out, and has one seed and no controls.",
+    ),
     budgets={
         "smoke": Config(
             networks=(Network("lstm", 3, 3, 1, 1, (RANDOM,), 6), Network("tcn", 3, 3, 1, 0, (), 6)),
