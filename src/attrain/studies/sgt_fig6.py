@@ -226,11 +226,11 @@ STUDY = Study(
         "The paper does not name the saliency method of the figure: the gradient decides here, and "
         "integrated gradients (20 steps, from the mean of the training series) are beside it.",
         "Half of the entries of a series are masked; what the paper takes is not known to us.",
-        "The quick budget trains for 60 epochs in place of 400.",
+        "The quick budget trains for 40 epochs in place of 400.",
     ),
     budgets={
         "smoke": Config(epochs=1, seeds=1, samples=5),
-        "quick": Config(epochs=60, seeds=3, samples=50),
+        "quick": Config(epochs=40, seeds=3, samples=50),
         "full": Config(),
     },
     rows=rows,

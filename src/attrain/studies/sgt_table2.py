@@ -313,6 +313,12 @@ def _table(found: Findings) -> list[TableRow]:
             table.append(measured(f"{name}, {arm}: test accuracy", tests, unit="accuracy"))
             epochs = [result["epochs"] for result in each]
             table.append(measured(f"{name}, {arm}: epochs", epochs))
+        for part in PARTS:
+            for arm in BOTH:
+                every = [found.above(Case(net.model, box, arm), part) for box in found.config.boxes]
+                label = f"Diff({part}), {name}, mean of methods, {arm}, all boxes"
+                paper = float(np.mean(PAPER[part, net.model, arm]))
+                table.append(measured(label, every, paper=paper))
         if not boxes:
             continue
         for part in PARTS:
