@@ -18,10 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from step import MODELS, SPIKING, cpu_time, ratios
+from step import MODELS, SPIKING, ratios
 
 import attrain
 from attrain.errors import CreditWarning
+from attrain.metrics.cost import cpu_time
 
 RULES: dict[str, dict[str, object]] = {
     "epsilon": {},

@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from step import MODELS, SPIKING, cpu_time, make_step, ratios
+from step import MODELS, SPIKING, make_step, ratios
 from torch import Tensor
 
 from attrain.errors import CreditWarning
 from attrain.graph import AttributionGraph, ClassGraphs
+from attrain.metrics.cost import cpu_time
 from attrain.models import LeNet
 
 NAMES = [name for name in MODELS if name not in SPIKING and name != "vit"]

@@ -16,35 +16,26 @@ import platform
 import statistics
 import subprocess
 import sys
-import weakref
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from step import cpu_time, resnet18
+from step import resnet18
 from torch import Tensor, nn
 
 import attrain
+from attrain.metrics.cost import cpu_time, interleaved, saved_at_once
+from attrain.models import MnistCNN
 
 FORMS = ("exact", "shared", "fast")
 GATES = {"exact": 2.8, "shared": 2.6, "fast": 2.2}
 BARE = "bare"
 
 
-def mnist_cnn() -> nn.Module:
-    """Return the network that the paper trains on MNIST, without its log-softmax."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Dropout(0.25), nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5),
-        nn.Linear(128, 10),
-    )  # fmt: skip
-
-
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mnist-cnn": (mnist_cnn, (128, 1, 28, 28)),
+    "mnist-cnn": (lambda: MnistCNN((1, 28, 28), 10), (128, 1, 28, 28)),
     "resnet18": (resnet18, (16, 3, 64, 64)),
 }
 
@@ -85,53 +76,6 @@ def make_step(name: str, form: str) -> Callable[[], None]:
     return step
 
 
-def rounds(steps: dict[str, Callable[[], None]], count: int) -> dict[str, list[float]]:
-    """Return the ratios of CPU times to the plain step, round by round."""
-    for step in (*steps.values(), *steps.values()):
-        step()
-    repeats = max(1, round(0.1 / cpu_time(steps["plain"], 1)))
-    names = list(steps)
-    found: dict[str, list[float]] = {name: [] for name in names if name != "plain"}
-    for index in range(count):
-        turned = names[index % len(names) :] + names[: index % len(names)]
-        times = {name: cpu_time(steps[name], repeats) for name in turned}
-        for name in found:
-            found[name].append(times[name] / times["plain"])
-    return found
-
-
-def saved_at_once(step: Callable[[], None]) -> int:
-    """Return the most bytes of distinct storage, parameters left out, that autograd holds."""
-    holders: Counter[int] = Counter()
-    sizes: dict[int, int] = {}
-    highest = 0
-
-    class Held:
-        """A saved tensor, counted for as long as it is held."""
-
-        def __init__(self, tensor: Tensor) -> None:
-            self.tensor = tensor
-            self.place = tensor.untyped_storage().data_ptr()
-            sizes[self.place] = tensor.untyped_storage().nbytes()
-            holders[self.place] += 1
-            weakref.finalize(self, holders.subtract, [self.place])
-
-    def pack(tensor: Tensor) -> Any:
-        nonlocal highest
-        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
-            return tensor
-        held = Held(tensor.detach())
-        highest = max(highest, sum(sizes[place] for place, n in holders.items() if n > 0))
-        return held
-
-    def unpack(held: Any) -> Tensor:
-        return held.tensor if isinstance(held, Held) else held
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        step()
-    return highest
-
-
 def peak_memory(name: str, form: str) -> int:
     """Return by how much three steps raise the resident memory of a process of their own."""
     out = subprocess.run(
@@ -151,11 +95,12 @@ def resident(kind: str) -> int:
 def measure(name: str, count: int) -> dict[str, Any]:
     """Return and print every figure of one model."""
     steps = {form: make_step(name, form) for form in ("plain", BARE, *FORMS)}
-    found = rounds(steps, count)
+    times = interleaved(steps, count, max(1, round(0.1 / cpu_time(steps["plain"], 1))))
     plain = saved_at_once(steps["plain"]), peak_memory(name, "plain")
     row: dict[str, Any] = {"plain_cpu_s": cpu_time(steps["plain"], 3) / 3}
     for form in (BARE, *FORMS):
-        low, median, high = statistics.quantiles(found[form], n=4)
+        pairs = zip(times[form], times["plain"], strict=True)
+        low, median, high = statistics.quantiles([mine / its for mine, its in pairs], n=4)
         row[form] = figures = {
             "time_ratio": median,
             "quartiles": [low, high],

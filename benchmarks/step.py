@@ -19,7 +19,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 import attrain
 import attrain.errors
 from attrain.methods import SPIKING_METHODS, BatchLoss, is_spiking
+from attrain.metrics.cost import cpu_time
 from attrain.models import MLP, LeNet, SpikingLeNet, SpikingMLP, VGGLike
 
 EPSILONS = (1e-6, 0.0)
@@ -124,14 +124,6 @@ def make_step(name: str, epsilon: float | None) -> Callable[[], None]:
         optimizer.step()
 
     return lfp_step
-
-
-def cpu_time(step: Callable[[], None], repeats: int) -> float:
-    """Return the CPU seconds of `repeats` steps."""
-    start = time.process_time()
-    for _ in range(repeats):
-        step()
-    return time.process_time() - start
 
 
 def ratios(plain: Callable[[], None], other: Callable[[], None], pairs: int) -> list[float]:

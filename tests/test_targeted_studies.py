@@ -172,7 +172,7 @@ def row(accuracy: list[float]) -> dict:
 def made_up() -> dict:
     """Return results in which flow ties the gradient norm, is ahead of chance, behind dense."""
     high = {DENSE: 0.97, FLOW: 0.965, GRADIENT: 0.965, FIXED: 0.95}
-    several = efficiency.arms() | efficiency.cnn_arms()
+    several = [*efficiency.arms(), efficiency.FAST, *efficiency.cnn_arms()]
     found = {}
     for name in several:
         score = name.removeprefix("CNN, ").split(" at density")[0]
@@ -199,7 +199,8 @@ def test_every_row_of_the_efficiency_study_has_results():
 
 
 def test_every_arm_tries_the_same_rates():
-    setups = {each.run.args[0] for each in efficiency.rows(SMALL) if not each.timed}
+    rows = [each for each in efficiency.rows(SMALL) if not each.timed]
+    setups = {each.run.args[0] for each in rows if each.name != efficiency.FAST}
     assert len(setups) == 2  # the MLP's and the CNN's
 
 
@@ -271,7 +272,7 @@ def test_robustness_is_told_at_both_rates(tmp_path):
             robustness.TUNED: curves(heights.get(name, (0.7, 0.7))[0], 0.4),
             robustness.SAME: curves(heights.get(name, (0.7, 0.7))[1], 0.1),
         }
-        for name in robustness.compared()
+        for name in (*robustness.compared(), efficiency.FAST)
     }
     assert {row.name for row in robustness.rows(FEW)} == set(results)
     found = robustness.conclude(FEW, results, tmp_path)

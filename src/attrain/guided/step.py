@@ -19,6 +19,7 @@ from attrain.guided import checks, masks, saliency
 from attrain.guided.agreement import agreement
 from attrain.guided.cache import MaskCache
 from attrain.guided.carry import carry
+from attrain.guided.prefix import Prefix, can_share
 from attrain.guided.wrapped import has_static_graph, inside, without_reducing
 from attrain.marks import Kind, Mark
 
@@ -136,6 +137,7 @@ class SaliencyGuided:
         self.cache = MaskCache(refresh)
         self._ranked_by_training = form != "exact" and order != "random"
         self._looked = False
+        self._sharing = True
         if self._ranked_by_training and has_static_graph(model):
             raise InputError(
                 f"form={form!r} goes back through the first pass alone, which "
@@ -166,13 +168,16 @@ class SaliencyGuided:
         call = _Call(args, kwargs)
         with torch.no_grad():
             due = self._due(x, data, index)
-            drop = self._known_before(x, y, data, call, index, due)
+            alike = Prefix(x) if self._shares(x) else None
+            drop = self._known_before(x, y, data, call, index, due, alike)
         point = None
         with without_reducing(self.model), self._credited():
             if drop is None:
                 out, point = saliency.watched(call.of(self.model), x, self.embedding)
             else:
-                out = scores(call.of(self.model)(x))
+                with nullcontext() if alike is None else alike.replaying():
+                    out = scores(call.of(self.model)(x if alike is None else alike.x))
+                self._sharing = self._sharing and (alike is None or alike.is_worth_it)
         with natively():
             self._check_outputs(out, x, y)
             if point is not None and self.form == "fast":
@@ -214,6 +219,7 @@ class SaliencyGuided:
         call: "_Call",
         index: Tensor | None,
         due: Tensor | None,
+        alike: Prefix | None,
     ) -> Tensor | None:
         """Return the mask where the training pass has no part in it, else None."""
         if due is not None and not bool(due.any()):
@@ -227,11 +233,22 @@ class SaliencyGuided:
             rows = due.nonzero()[:, 0]
             y = y[rows] if self.target == "label" else y
             call, x = call.rows(rows, len(x)), x[rows]
+            alike = None
         with natively(), as_in_evaluation(self.inner, x):
-            out, point = saliency.watched(call.of(self.inner), x.detach(), self.embedding)
+            with nullcontext() if alike is None else alike.recording():
+                point = x.detach() if alike is None else alike.x
+                out, point = saliency.watched(call.of(self.inner), point, self.embedding)
             self._check_outputs(out, x, y)
-            ascent = saliency.gradient(self._own_output(out, y), point, again=False)
+            ascent = saliency.gradient(self._own_output(out, y), point, again=alike is not None)
         return self._kept(self._ranked(ascent, x, data), index, due)
+
+    def _shares(self, x: Tensor) -> bool:
+        """Tell whether the training pass may go on from the graph of the saliency's."""
+        # The first step shows whether something in the model is compiled.
+        apart = self._looked and self._sharing and self.form == "exact" and self.order != "random"
+        plain = self.credit is None and not is_active() and self.embedding is None
+        constant = x.is_floating_point() and not x.requires_grad
+        return apart and plain and constant and can_share(self.model)
 
     def _own_output(self, out: Tensor, y: Any) -> Tensor:
         with torch.enable_grad():

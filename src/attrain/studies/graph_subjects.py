@@ -55,7 +55,7 @@ def trained(recipe: Recipe, seed: int) -> nn.Module:
     config = TrainingConfig(
         epochs=recipe.epochs, batch_size=recipe.batch_size, threads=1, device="cpu"
     )
-    train(model, _part(data, recipe.samples), method, config, seed=seed)
+    train(model, part(data, recipe.samples), method, config, seed=seed)
     return model.eval()
 
 
@@ -69,7 +69,7 @@ def redraw(model: nn.Module, seed: int) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def _part(data: Data, samples: int) -> Data:
+def part(data: Data, samples: int) -> Data:
     """Return the first training samples, and as many test samples as a look at training takes."""
     train_x, train_y = data.train.tensors
     test_x, test_y = data.test.tensors
