@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import attrain
-from attrain import audit, cli, guided
+from attrain import audit, cli, guided, targeted
 from attrain.attribution import METHODS as ATTRIBUTIONS
 from attrain.config import (
     EXPLANATION_MEASURES,
@@ -328,6 +328,18 @@ def test_every_argument_of_guided_training_is_in_its_reference() -> None:
         assert f"\n| `{name}` |" in text
     for options in (guided.DATA, guided.FORMS, guided.ORDERS, guided.OUTPUTS, guided.TARGETS):
         assert all(f'`"{option}"`' in text for option in options)
+
+
+def test_every_argument_and_score_of_targeted_updates_is_in_its_reference() -> None:
+    text = (DOCS / "reference" / "targeted.md").read_text()
+    for name in inspect.signature(attrain.Targeted).parameters:
+        assert f"\n| `{name}` |" in text
+    for options in (targeted.INPUT_GRADIENTS, targeted.STATISTICS):
+        assert all(f'`"{option}"`' in text for option in options)
+    assert all(f"\n| `{name}` |" in text for name in targeted.SCORES)
+    public = {name for name in vars(attrain.Targeted) if name[0] != "_"}
+    own = public - {"forward", "train", "extra_repr"}
+    assert own <= {each.partition("(")[0] for each in words("reference/targeted.md")}
 
 
 def test_the_house_plan_is_the_tree_in_the_order_of_its_layers() -> None:

@@ -104,6 +104,24 @@ def test_the_two_random_references_are_what_they_are_called():
     assert not torch.equal(apart[0].argsort(), apart[1].argsort())
 
 
+def test_words_change_places_among_themselves():
+    values = torch.arange(24.0).reshape(2, 12)
+    real = torch.ones(2, 12, dtype=torch.bool)
+    real[0, 5:], real[1, 3] = False, False
+    seen = set()
+    for seed in range(20):
+        moved = localisation.words_permuted(values, seed, real)
+        for text, old, words in zip(moved.tolist(), values.tolist(), real.tolist(), strict=True):
+            kept = [(a, b) for a, b, word in zip(text, old, words, strict=True) if not word]
+            assert all(a == b for a, b in kept)
+            assert sorted(text) == old
+        seen.add(tuple(moved[0, :5].tolist()))
+        assert torch.equal(moved, localisation.words_permuted(values, seed, real))
+    assert len(seen) > 15  # of the 120 orders of five words
+    firsts = [localisation.words_permuted(values, k, real)[0, 0].item() for k in range(500)]
+    assert all(70 < firsts.count(word) < 130 for word in range(5))
+
+
 def test_a_uniform_order_finds_the_box_by_its_share_alone():
     generator = torch.Generator().manual_seed(0)
     values, box = torch.rand(400, 10, 10, generator=generator), torch.zeros(400, 10, 10).bool()

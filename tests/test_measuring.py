@@ -14,7 +14,8 @@ from attrain.attribution import attribute
 from attrain.config import EXPLANATION_MEASURES
 from attrain.errors import InputError
 from attrain.measuring import JUDGED, MEASURES, Settings, Subject, judge, measure_explanations
-from attrain.metrics import attacks, faithfulness, robustness
+from attrain.metrics import attacks, faithfulness, localisation, robustness, words
+from attrain.recurrent_models import WordBiLSTM
 
 SETTINGS = Settings(samples=20, steps=3, batch_size=7)
 
@@ -28,9 +29,13 @@ def data():
         x, y = part.tensors
         return TensorDataset((x.sigmoid() - 0.5) / 0.25, y)
 
+    box = torch.zeros(raw.test.tensors[0].shape, dtype=torch.bool)
+    box[..., 1:3, :2] = True
+    box[::5] = False  # some samples have none
     return dataclasses.replace(
         raw, train=normalised(raw.train), test=normalised(raw.test),
         mean=torch.full((1, 1, 1), 0.5), std=torch.full((1, 1, 1), 0.25),
+        evidence={"test": box},
     )  # fmt: skip
 
 
@@ -145,6 +150,7 @@ def test_a_run_is_judged_by_what_it_has(model, data):
     assert tuple(figures) == JUDGED and None not in figures.values()
     assert parts["faithfulness"]["samples"] == parts["robustness"]["samples"] == 30
     assert parts["robustness"]["pgd"]["steps"] == 10
+    assert parts["localisation"].keys() >= {"method", "target", "shares", "precision", "recall"}
 
     class Steps(nn.Module):
         def __init__(self) -> None:
@@ -163,7 +169,7 @@ def test_a_run_is_judged_by_what_it_has(model, data):
     assert measured(Steps(), data, "accuracy_drop", method="occlusion")
 
     flat = dataclasses.replace(
-        data, input_shape=(2,), mean=torch.zeros(2), std=torch.ones(2),
+        data, evidence={}, input_shape=(2,), mean=torch.zeros(2), std=torch.ones(2),
         **{part: TensorDataset(getattr(data, part).tensors[0].flatten(1)[:, :2],
                                getattr(data, part).tensors[1]) for part in ("train", "test")},
     )  # fmt: skip
@@ -174,13 +180,127 @@ def test_a_run_is_judged_by_what_it_has(model, data):
         measured(nn.Linear(2, 3), flat, "accuracy_drop")
 
 
-def test_texts_are_not_judged(model, data):
-    texts = dataclasses.replace(
-        data, test=TensorDataset(torch.zeros(4, 5, dtype=torch.long), torch.zeros(4).long())
+def test_localisation_is_of_the_samples_with_evidence(model, data):
+    found = measured(model, data, "localisation")["localisation"]
+    of = Subject(model, data, SETTINGS)
+    predicted = logits(model, of.x).argmax(1)
+    told = of.evidence.flatten(1).any(1)
+    values = attribute(model, of.x, predicted, method="saliency")[told]
+    box = of.evidence[told]
+    ours = localisation.aup_aur(values, box)
+    assert found.figures["aup"] == pytest.approx(ours.precision)
+    assert found.figures["aur"] == pytest.approx(ours.recall)
+    for by, reference in (
+        ("features", localisation.features_permuted),
+        ("uniform", localisation.all_permuted),
+    ):
+        drawn = [localisation.aup_aur(reference(values, k), box) for k in range(3)]
+        wanted = ours.precision - np.mean([each.precision for each in drawn])
+        assert found.figures[f"aup_above_{by}"] == pytest.approx(wanted)
+        wanted = ours.recall - np.mean([each.recall for each in drawn])
+        assert found.figures[f"aur_above_{by}"] == pytest.approx(wanted)
+    assert found.curves["samples"] == int(told.sum()) < 20
+    area = np.trapezoid(found.curves["precision"], found.curves["shares"])
+    assert found.figures["aup"] == pytest.approx(area)
+
+
+def test_localisation_needs_evidence_and_mass(model, data):
+    with pytest.raises(InputError, match="of 'small' nobody has said where: it takes data with"):
+        measured(model, dataclasses.replace(data, evidence={}), "localisation")
+    none = {"test": torch.zeros_like(data.evidence["test"])}
+    without = dataclasses.replace(data, evidence=none)
+    with pytest.raises(InputError, match="none of the 20 samples of 'small' that were drawn has"):
+        measured(model, without, "localisation")
+    assert judge(model, without)[0]["aup_above_uniform"] is None
+    blind = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    nn.init.zeros_(blind[1].weight)
+    found = measured(blind, data, "localisation")["localisation"]
+    assert set(found.figures.values()) == {None}
+
+
+# Texts --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reader():
+    torch.manual_seed(0)
+    return WordBiLSTM(torch.randn(20, 6), 3, hidden=4).eval()
+
+
+@pytest.fixture(scope="module")
+def texts(data):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(1, 20, (30, 9), generator=generator)
+    for k in range(30):
+        x[k, 9 - k % 5 :] = 0
+    box = torch.zeros(30, 9, dtype=torch.bool)
+    box[:, 1:3] = True
+    box[::4] = False
+    split = TensorDataset(x, torch.arange(30) % 3)
+    return dataclasses.replace(
+        data, train=split, test=split, input_shape=(9,), evidence={"test": box},
+        mean=torch.zeros(9), std=torch.ones(9), words=tuple(map(str, range(20))),
+    )  # fmt: skip
+
+
+def test_of_texts_words_are_deleted(reader, texts):
+    found = measured(reader, texts, "comprehensiveness", "sufficiency")
+    of = Subject(reader, texts, SETTINGS)
+    predicted = logits(reader, of.x).argmax(1)
+    scores = attribute(reader, of.x, predicted, method="saliency", layer="embedding").sum(2)
+
+    def probabilities(x: Tensor) -> Tensor:
+        return logits(reader, x).softmax(1)
+
+    for name in ("comprehensiveness", "sufficiency"):
+        wanted = getattr(words, name)(probabilities, of.x, scores)
+        assert found[name].curves["samples"] == pytest.approx(wanted.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "occlusion"])
+def test_of_texts_localisation_counts_words_alone(reader, texts, method):
+    """Padding longer by any number of places changes nothing but the draws of random orders."""
+
+    def wider(part: TensorDataset) -> TensorDataset:
+        x, y = part.tensors
+        return TensorDataset(torch.cat([x, torch.zeros(len(x), 4, dtype=x.dtype)], 1), y)
+
+    box = torch.cat([texts.evidence["test"], torch.zeros(30, 4, dtype=torch.bool)], 1)
+    wide = dataclasses.replace(
+        texts, train=wider(texts.train), test=wider(texts.test), evidence={"test": box}
     )
-    assert judge(model, texts) == (dict.fromkeys(JUDGED), {})
-    with pytest.raises(InputError, match="samples of 'small' are numbers of words, which have no"):
-        measured(model, texts, "noise")
+    one, other = (
+        measured(reader, each, "localisation", method=method)["localisation"]
+        for each in (texts, wide)
+    )
+    assert one.figures["aup"] == pytest.approx(other.figures["aup"], abs=1e-6)
+    assert one.figures["aur"] == pytest.approx(other.figures["aur"], abs=1e-6)
+    assert one.figures["aup_above_features"] is None
+    assert one.figures["aup_above_uniform"] is not None
+
+
+def test_texts_are_judged_by_where_attributions_lie(reader, texts):
+    figures, parts = judge(reader, texts)
+    known = [key for key, value in figures.items() if value is not None]
+    assert known == ["aup_above_uniform", "aur_above_uniform"]
+    assert parts.keys() == {"localisation"} and parts["localisation"]["method"] == "saliency"
+    without = dataclasses.replace(texts, evidence={})
+    assert judge(reader, without) == (dict.fromkeys(JUDGED), {})
+    with pytest.raises(InputError, match="'small' are numbers of words, .* size to change, as noi"):
+        measured(reader, texts, "localisation", "noise")
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(20, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(nn.functional.one_hot(x, 20).float().sum(1))
+
+    assert judge(Bag(), texts) == (dict.fromkeys(JUDGED), {})
+    with pytest.raises(InputError, match="no nn.Embedding, whose output would have a gradient"):
+        measured(Bag(), texts, "sufficiency")
+    assert measured(Bag(), texts, "sufficiency", method="occlusion")
 
 
 def test_nothing_is_measured_on_nothing(model, data):

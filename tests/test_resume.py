@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from small_runs import FAST, kill_after, processes, small_data, small_model, wait_for
 
 from attrain import cli, training
-from attrain.methods import find
+from attrain.methods import Method, find
 from attrain.training import train
 
 EVERY_STEP = dataclasses.replace(FAST, epochs=12, checkpoint_seconds=0.0)
@@ -30,9 +30,17 @@ def slow_down(seconds: float) -> None:
     training._Run.tell = slowly
 
 
+def method_of(name: str) -> Method:
+    """Return a method; one that chooses neurons does so every third step."""
+    method = find(name)
+    if method.targeted is None:
+        return method
+    return dataclasses.replace(method, targeted={**method.targeted, "refresh": 3})
+
+
 def run(folder: Path, method: str) -> None:
     slow_down(0.02)
-    train(small_model(), small_data(), find(method), EVERY_STEP, folder=folder, resume=True)
+    train(small_model(), small_data(), method_of(method), EVERY_STEP, folder=folder, resume=True)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -41,11 +49,12 @@ def rows(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param("sgd", marks=pytest.mark.slow), "lfp", "saliency-guided"]
+    "method",
+    [pytest.param("sgd", marks=pytest.mark.slow), "lfp", "saliency-guided", "targeted"],
 )
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, method):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(small_model(), small_data(), find(method), EVERY_STEP, folder=whole)
+    train(small_model(), small_data(), method_of(method), EVERY_STEP, folder=whole)
     context, chance, kills = processes(), random.Random(method), 0
     while kills < 5:
         process = context.Process(target=run, args=(broken, method))
@@ -60,6 +69,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, method):
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert [row["epoch"] for row in rows(broken)] == list(range(1, 13))
     assert rows(broken) == rows(whole)
+    if method == "targeted":
+        choices = (whole / "selection.jsonl").read_text()
+        assert len(choices.splitlines()) > 5
+        assert (broken / "selection.jsonl").read_text() == choices
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

@@ -373,6 +373,33 @@ def test_texts_are_trained_on_measured_and_explained(folder, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_texts_are_trained_on_with_guidance_and_judged_by_their_rationales(
+    folder, tmp_path, capsys
+):
+    splits, features = movies()
+    splits["train"] = {name: values * 8 for name, values in splits["train"].items()}
+    path, out = folder(splits, features), tmp_path / "out"
+    flags = ["--seeds", "1", "--epochs", "2", "--batch-size", "16", "--device", "cpu", "--no-rival"]
+    methods = ["--methods", "sgd", "saliency-guided", "--optimizer", "adam"]
+    where = ["--data", str(path), "--model", "bilstm", "--out", str(out)]
+    assert run(["compare", *where, *methods, *flags]) == 0
+    results = json.loads((out / "results.json").read_text())["methods"]
+    for method in ("sgd", "saliency-guided"):
+        assert results[method]["aup_above_uniform"]["mean"] is not None
+        assert results[method]["faithfulness"]["mean"] is None
+    assert "AUP above random" in (out / "report.html").read_text()
+    analysis = json.loads((out / "sgd" / "seed-0" / "analysis.json").read_text())
+    assert analysis["localisation"]["samples"] == 2 and "robustness" not in analysis
+    capsys.readouterr()
+    place = str(out / "saliency-guided" / "seed-0")
+    names = ["localisation", "comprehensiveness", "sufficiency"]
+    assert run(["evaluate", place, "--measures", *names, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["aup_above_features"] is None and figures["aup"] > 0
+    assert run(["evaluate", place, "--measures", "pgd"]) == 2
+    assert "numbers of words, which have no size to change, as pgd does" in capsys.readouterr().err
+
+
 def test_a_model_that_looks_up_no_vectors_is_told_what_else_there_is():
     with pytest.raises(InputError, match="has no nn.Embedding, .*: give --layer, or lime, kernel"):
         trained._embedding(torch.nn.Linear(2, 2))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from attrain.credit import LFP
     from attrain.graph import AttributionGraph, ClassGraphs
     from attrain.guided import SaliencyGuided
+    from attrain.targeted import Targeted
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ _HOMES = {
     "ClassGraphs": "attrain.graph",
     "LFP": "attrain.credit",
     "SaliencyGuided": "attrain.guided",
+    "Targeted": "attrain.targeted",
     "attribute": "attrain.attribution",
     "graph": None,
     "optim": None,
@@ -28,8 +30,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "AttributionGraph", "ClassGraphs", "LFP", "SaliencyGuided", "attribute", "graph", "optim",
-    "pruning", "rewards", "rules", "spiking",
+    "AttributionGraph", "ClassGraphs", "LFP", "SaliencyGuided", "Targeted", "attribute", "graph",
+    "optim", "pruning", "rewards", "rules", "spiking",
 ]  # fmt: skip
 
 

@@ -238,6 +238,7 @@ def _settings(method: Method, config: JobConfig) -> dict[str, Any]:
         "course": method.course,
         "credit": None if method.credit is None else dict(method.credit),
         "guided": None if method.guided is None else dict(method.guided),
+        "targeted": None if method.targeted is None else dict(method.targeted),
         "objective": method.objective,
         "citation": method.citation,
     }
@@ -316,6 +317,7 @@ def _run(
                 progress.step / progress.steps,
                 progress.test_accuracy,
                 progress.seconds_left,
+                progress.learning,
             )
 
         with _noting_warnings(job):

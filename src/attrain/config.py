@@ -30,6 +30,7 @@ EXPLANATION_MEASURES = (
     "accuracy_drop",
     "comprehensiveness",
     "sufficiency",
+    "localisation",
     "gradient_distribution",
     "model_randomisation",
     "noise",
@@ -107,8 +108,8 @@ class CompareConfig(JobConfig):
     """Train the same model with several methods and write one report."""
 
     methods: tuple[str, ...] = ("sgd", "lfp")
-    """Methods to compare: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1, saliency-guided; for spiking
-    models lfp and surrogate. Differences are to the first."""
+    """Methods to compare: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1, saliency-guided, targeted; for
+    spiking models lfp and surrogate. Differences are to the first."""
     seeds: int = 3
     """Runs of each method, with seeds 0, 1, ..."""
     rival: bool = True
@@ -120,8 +121,8 @@ class TrainConfig(JobConfig):
     """Train a model with one method."""
 
     method: str = "lfp"
-    """The method: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1 or saliency-guided; for spiking models
-    lfp or surrogate."""
+    """The method: sgd, lfp, lfp-abs, lfp-sparse, sgd-l1, saliency-guided or targeted; for spiking
+    models lfp or surrogate."""
     seeds: int = 1
     """Runs, with seeds 0, 1, ..."""
 
@@ -156,13 +157,13 @@ class EvaluateConfig:
     measures: tuple[str, ...] = MEASURES
     """What to measure. One pass over the test set: accuracy, loss, ece, gini, sparsity. On some
     test samples, with about as many passes of each: accuracy_drop (83), comprehensiveness (9),
-    sufficiency (9), gradient_distribution (3), model_randomisation (3 for each layer), noise (19),
-    fgsm (24) and pgd (at most 354 with 20 steps from one start)."""
+    sufficiency (9), localisation (3), gradient_distribution (3), model_randomisation (3 for each
+    layer), noise (19), fgsm (24) and pgd (at most 354 with 20 steps from one start)."""
     samples: int = 256
     """Test samples that explanations and robustness are measured on, drawn with the seed."""
     method: str = "saliency"
-    """Attribution that is judged by accuracy_drop, comprehensiveness, sufficiency and
-    model_randomisation: a method of attrain attribute."""
+    """Attribution that is judged by accuracy_drop, comprehensiveness, sufficiency, localisation
+    and model_randomisation: a method of attrain attribute."""
     target: Literal["predicted", "label"] = "predicted"
     """Class whose output is explained: the predicted one, or the label."""
     attack_steps: int = 20

@@ -16,12 +16,16 @@ _LINE_SECONDS = 10.0
 
 @dataclass
 class Row:
-    """The state of one run: what it does, how far it is (0..1), and what it has reached."""
+    """The state of one run: what it does, how far it is (0..1), and what it has reached.
+
+    `learning` shows which neurons learn, where not all do.
+    """
 
     state: str = WAITING
     done: float = 0.0
     accuracy: float | None = None
     seconds: float | None = None
+    learning: str = ""
 
 
 class Display:
@@ -71,15 +75,17 @@ class Display:
         done: float,
         accuracy: float | None = None,
         seconds: float | None = None,
+        learning: str = "",
     ) -> None:
         """Say what a run does, the share of it that is done and the seconds it still needs."""
         row = self.rows.setdefault(run, Row())
-        row.state, row.done, row.seconds = state, done, seconds
+        row.state, row.done, row.seconds, row.learning = state, done, seconds, learning
         row.accuracy = row.accuracy if accuracy is None else accuracy
         now = time.monotonic()
         if not self.console.is_terminal and now - self.spoke >= _LINE_SECONDS:
             self.spoke = now
-            self.say(f"{_line(run, row)}, {clock(seconds)} left")
+            which = f", learning: {learning}" if learning else ""
+            self.say(f"{_line(run, row)}, {clock(seconds)} left{which}")
 
     def skip(self, run: tuple[str, str]) -> None:
         """Say that nothing of a run is left to do."""
@@ -89,6 +95,7 @@ class Display:
         """Say that a run has ended."""
         row = self.rows.setdefault(run, Row())
         row.state, row.done, row.accuracy, row.seconds = "done", 1.0, accuracy, None
+        row.learning = ""
         if not self.console.is_terminal:
             self.spoke = time.monotonic()
             self.say(_line(run, row))
@@ -117,6 +124,9 @@ class Display:
             table.add_column(name)
         for name in ("accuracy", "time left"):
             table.add_column(name, justify="right")
+        shows = any(row.learning for row in self.rows.values())
+        if shows:
+            table.add_column("neurons that learn", no_wrap=True)
         for (method, label), row in self.rows.items():
             table.add_row(
                 method,
@@ -124,6 +134,7 @@ class Display:
                 row.state,
                 "" if row.accuracy is None else f"{row.accuracy:.1%}",
                 "" if row.seconds is None else clock(row.seconds),
+                *([row.learning] if shows else []),
                 style="dim" if row.state == WAITING else None,
             )
         return table

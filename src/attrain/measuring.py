@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from attrain.attribution import attribute
 from attrain.attribution.conditions import as_in_evaluation, has_gradient, progress_bar
+from attrain.attribution.layers import embedding_of
 from attrain.attribution.methods import find
 from attrain.data import Data
 from attrain.errors import AttributionWarning, InputError
 from attrain.methods import is_spiking
-from attrain.metrics import faithfulness
+from attrain.metrics import faithfulness, localisation, words
 from attrain.metrics.attacks import Limit, fgsm, pgd, without_gradient
 from attrain.metrics.batches import in_batches
 from attrain.metrics.distribution import Spread, gradient_distribution, object_of
@@ -30,6 +31,8 @@ BASELINES = 16
 """Training samples that a method takes for its distribution of baselines."""
 FEWEST_FEATURES = 10
 """Below these, tenths of the features are no curve."""
+PADDING = 0
+"""The number in a text that stands for no word."""
 RANDOM_ORDERS = 3
 NOISE_DRAWS = 3
 
@@ -67,6 +70,14 @@ class Subject:
         index = torch.from_numpy(np.sort(drawn))
         first = next(iter(model.parameters()), x)
         self.x, self.y = x[index].to(first.device), y[index].to(first.device)
+        known = data.evidence.get("test")
+        self.evidence = None if known is None else known[index].to(first.device)
+        """What of each sample its label rests on, booleans [N, ...], where that is known."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a sample is numbers of words, whose vectors have gradients in their place."""
+        return not self.x.is_floating_point()
 
     @property
     def is_image(self) -> bool:
@@ -89,11 +100,18 @@ class Subject:
 
     @cached_property
     def differentiable(self) -> bool:
-        """Whether the outputs have a gradient in the inputs, be it 0."""
+        """Whether the outputs have a gradient in the inputs or the word vectors, be it 0."""
+        if self.is_text:
+            return embedding_of(self.model) is not None
         return has_gradient(self.model, self.x[:1])
 
     def check_gradient(self, name: str) -> None:
         """Raise InputError where `name` takes a gradient and there is none."""
+        if self.is_text and not self.differentiable:
+            raise InputError(
+                f"the model has no nn.Embedding, whose output would have a gradient, and {name} "
+                "takes one: judge --method lime, kernel_shap or occlusion."
+            )
         if not self.differentiable:
             raise InputError(
                 f"the model's outputs have no gradient in its inputs, and {name} takes one: judge "
@@ -109,13 +127,20 @@ class Subject:
             return in_batches(self.logits, self.settings.batch_size)(self.x).argmax(1)
 
     def explain(self, model: nn.Module) -> Tensor:
-        """Return attributions [N, ...]; of pictures the mean over the channels, [N, 1, H, W]."""
+        """Return attributions [N, ...].
+
+        Of pictures the mean over the channels, [N, 1, H, W]; of texts the sum over the values of
+        a word's vector, [N, L].
+        """
         settings, method = self.settings, find(self.settings.method)
         if method.differentiates and method.run is not None:
             self.check_gradient(settings.method)
         options: Json = {}
         if method.baselines == "many":
             options["baselines"] = self.data.train.tensors[0][:BASELINES].to(self.x.device)
+        by_word = self.is_text and method.differentiates
+        if by_word:
+            options["layer"] = embedding_of(model)
         with warnings.catch_warnings():
             # What is doubtful about a map is what is measured here.
             warnings.simplefilter("ignore", AttributionWarning)
@@ -123,6 +148,8 @@ class Subject:
                 model, self.x, self.target, method=settings.method, batch_size=settings.batch_size,
                 seed=settings.seed if method.drawn else None, **options,
             )  # fmt: skip
+        if by_word:
+            return values.sum(2)
         return values.mean(1, keepdim=True) if self.is_image else values
 
     @cached_property
@@ -205,20 +232,70 @@ def accuracy_drop(of: Subject) -> Found:
 
 def comprehensiveness(of: Subject) -> Found:
     """Return by how much the predicted class falls without the top features."""
-    return _aopc(of, "comprehensiveness", faithfulness.comprehensiveness)
+    measure = words.comprehensiveness if of.is_text else faithfulness.comprehensiveness
+    return _aopc(of, "comprehensiveness", measure)
 
 
 def sufficiency(of: Subject) -> Found:
     """Return by how much the predicted class falls with the top features alone."""
-    return _aopc(of, "sufficiency", faithfulness.sufficiency)
+    measure = words.sufficiency if of.is_text else faithfulness.sufficiency
+    return _aopc(of, "sufficiency", measure)
 
 
 def _aopc(of: Subject, name: str, measure: Callable[..., Tensor]) -> Found:
     predict = in_batches(of.probabilities, of.settings.batch_size)
-    mean = of.backgrounds()["mean"]
-    each = measure(predict, of.x, of.attribution, mean, seed=of.settings.seed)
+    # Words are deleted, other features replaced.
+    background = () if of.is_text else (of.backgrounds()["mean"],)
+    each = measure(predict, of.x, of.attribution, *background, seed=of.settings.seed)
     told = {"fractions": list(faithfulness.AOPC), "samples": each.tolist()}
     return Found({name: float(each.mean())}, told)
+
+
+def localised(of: Subject) -> Found:
+    """Return precision and recall by mass of the attributions in what the labels rest on."""
+    box = of.evidence
+    if box is None:
+        raise InputError(
+            f"localisation asks whether an attribution lies where it should, and of "
+            f"{of.data.name!r} nobody has said where: it takes data with evidence, such as "
+            "series:middle-gaussian and movies."
+        )
+    told = box.flatten(1).any(1)
+    if not told.any():
+        raise InputError(
+            f"none of the {len(box)} samples of {of.data.name!r} that were drawn has evidence: "
+            "raise --samples, or give another --seed."
+        )
+    values, box = of.attribution[told].abs(), box[told]
+    references: dict[str, localisation.Reference] = {"uniform": localisation.all_permuted}
+    if of.is_text:
+        real = of.x[told] != PADDING
+        # Padding gets the least mass that a word has, and keeps it.
+        values = values.masked_fill(~real, torch.inf)
+        values = torch.where(real, values, values.amin(1, keepdim=True))
+        references["uniform"] = partial(localisation.words_permuted, real=real)
+    else:
+        references["features"] = localisation.features_permuted
+    above = [f"{area}_above_{by}" for by in REFERENCES for area in ("aup", "aur")]
+    figures: dict[str, float | None] = dict.fromkeys(["aup", "aur", *above])
+    if bool((values.flatten(1).amax(1) > values.flatten(1).amin(1)).any()):
+        seed = of.settings.seed
+        ours = localisation.aup_aur(values, box, seed=seed)
+        figures |= {"aup": ours.precision, "aur": ours.recall}
+        for by, reference in references.items():
+            gap = localisation.above_random(
+                values, box, reference=reference, draws=RANDOM_ORDERS, seed=seed
+            )
+            figures |= {f"aup_above_{by}": gap.precision, f"aur_above_{by}": gap.recall}
+    curves = localisation.precision_recall(values, box, seed=of.settings.seed)
+    means = {name: each.nanmean(1).tolist() for name, each in curves._asdict().items()}
+    return Found(
+        figures, {"shares": list(localisation.SHARES), "samples": int(told.sum()), **means}
+    )
+
+
+REFERENCES = ("features", "uniform")
+"""Random attributions that `localised` subtracts: features in another order, all values in one."""
 
 
 def distribution(of: Subject) -> Found:
@@ -305,6 +382,7 @@ MEASURES: Mapping[str, Callable[[Subject], Found]] = {
     "accuracy_drop": accuracy_drop,
     "comprehensiveness": comprehensiveness,
     "sufficiency": sufficiency,
+    "localisation": localised,
     "gradient_distribution": distribution,
     "model_randomisation": randomisation,
     "noise": noise,
@@ -312,6 +390,8 @@ MEASURES: Mapping[str, Callable[[Subject], Found]] = {
     "pgd": many_steps,
 }
 """Name -> what measures it; config.EXPLANATION_MEASURES has the same names with their costs."""
+OF_TEXTS = ("comprehensiveness", "sufficiency", "localisation")
+"""Those that can be taken of texts: they change which words there are, or change nothing."""
 
 
 def measure_explanations(
@@ -322,7 +402,7 @@ def measure_explanations(
     progress: show a bar with the time left, on stderr. Raises InputError for data without samples
     and for what a measure cannot be taken of.
     """
-    of = _ready(model, data, settings)
+    of = _ready(model, data, names, settings)
     work = {name: _rows(name, of) for name in names}
     with as_in_evaluation(model, of.x), progress_bar(progress, "rows", sum(work.values())) as bar:
         found, done = {}, 0
@@ -334,13 +414,15 @@ def measure_explanations(
     return found
 
 
-def _ready(model: nn.Module, data: Data, settings: Settings) -> Subject:
+def _ready(model: nn.Module, data: Data, names: tuple[str, ...], settings: Settings) -> Subject:
     if len(data.test) == 0:
         raise InputError(f"data set {data.name!r} has no test samples: nothing to measure on.")
-    if not data.test.tensors[0].is_floating_point():
+    refused = [name for name in names if name not in OF_TEXTS]
+    if refused and not data.test.tensors[0].is_floating_point():
         raise InputError(
-            f"samples of {data.name!r} are numbers of words, which have no size to change: measure "
-            "with the functions of attrain.metrics, on the embedded words."
+            f"samples of {data.name!r} are numbers of words, which have no size to change, as "
+            f"{refused[0]} does: measure {', '.join(OF_TEXTS)}, or with the functions of "
+            "attrain.metrics, on the embedded words."
         )
     if is_spiking(model):
         # What it is asked for is a gradient, which only a surrogate has.
@@ -355,9 +437,10 @@ def _rows(name: str, of: Subject) -> int:
     explained = method.rows(options, BASELINES)
     sizes = len(EPSILONS) - 1
     passes = {
-        "accuracy_drop": explained + 10 * (1 + RANDOM_ORDERS) * len(of.backgrounds()),
+        "accuracy_drop": explained + 10 * (1 + RANDOM_ORDERS) * (2 if of.is_image else 1),
         "comprehensiveness": explained + 6,
         "sufficiency": explained + 6,
+        "localisation": explained,
         "gradient_distribution": 1,
         "noise": 1 + NOISE_DRAWS * len(SIGMAS),
         "fgsm": 2 + 2 * sizes,
@@ -398,26 +481,29 @@ def judge(model: nn.Module, data: Data, *, batch_size: int = 128) -> tuple[Json,
     """Return what a run tells of its final model: figures, and the curves for the report.
 
     batch_size: the most rows that go through the model at once, with their gradients. Figures are
-    None where there are too few features to remove, no gradient, or texts. The curves are the
-    parts `faithfulness` and `robustness` of analysis.json.
+    None where there are too few features to remove, no gradient, no evidence, or words in place
+    of numbers. The curves are the parts `faithfulness`, `localisation` and `robustness` of
+    analysis.json.
     """
     figures: Json = dict.fromkeys(JUDGED)
-    if not data.test.tensors[0].is_floating_point():
-        return figures, {}
     settings = QUICK_SPIKING if is_spiking(model) else QUICK
     settings = dataclasses.replace(settings, batch_size=batch_size)
     of = Subject(model, data, settings)
     names: tuple[str, ...] = ("noise", "fgsm", "pgd") if of.differentiable else ("noise",)
     if of.differentiable and of.features >= FEWEST_FEATURES:
         names = ("accuracy_drop", *names)
+    names = () if of.is_text else names
+    if of.differentiable and of.evidence is not None and bool(of.evidence.any()):
+        names = (*names, "localisation")
     found = measure_explanations(model, data, names, settings, progress=False)
     for each in found.values():
         figures |= {key: value for key, value in each.figures.items() if key in JUDGED}
-    curves = {name: each.curves for name, each in found.items() if name != "accuracy_drop"}
-    parts: Json = {"robustness": {"samples": len(of.x), **curves}}
-    if "accuracy_drop" in found:
-        about = {"method": settings.method, "target": settings.target, "samples": len(of.x)}
-        parts["faithfulness"] = about | found["accuracy_drop"].curves
+    curves = {name: found[name].curves for name in ("noise", "fgsm", "pgd") if name in found}
+    parts: Json = {"robustness": {"samples": len(of.x), **curves}} if curves else {}
+    about = {"method": settings.method, "target": settings.target, "samples": len(of.x)}
+    for name, part in (("accuracy_drop", "faithfulness"), ("localisation", "localisation")):
+        if name in found:
+            parts[part] = about | found[name].curves
     return figures, parts
 
 
@@ -425,6 +511,8 @@ JUDGED = (
     "faithfulness",
     "accuracy_drop",
     "accuracy_drop_random",
+    "aup_above_uniform",
+    "aur_above_uniform",
     "noise_accuracy",
     "fgsm_accuracy",
     "pgd_accuracy",

@@ -11,6 +11,9 @@ from attrain.errors import InputError, unknown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from attrain.guided import SaliencyGuided
+    from attrain.targeted import Refresh
+
 LFP_PAPER = (
     "L. Weber, J. Berend, M. Weckbecker, A. Binder, T. Wiegand, W. Samek, S. Lapuschkin: "
     "Efficient and Flexible Neural Network Training through Layer-wise Feedback Propagation. "
@@ -51,6 +54,7 @@ class Method:
     loss_scale: float = 1.0
     course: str = "constant"
     guided: Mapping[str, Any] | None = None
+    targeted: Mapping[str, Any] | None = None
 
 
 _KNOWN = (
@@ -110,6 +114,16 @@ _KNOWN = (
         learning_rate=0.1,
         citation=GUIDED_PAPER,
         guided={"fraction": 0.5, "weight": 1.0, "form": "exact"},
+    ),
+    Method(
+        name="targeted",
+        description=(
+            "Gradient descent that trains the critical quarter of each layer's neurons, chosen "
+            "anew every 50 updates by their relevance in the attribution graph of a batch, after "
+            "a tenth of the updates that train all of them."
+        ),
+        learning_rate=0.1,
+        targeted={"density": 0.25, "score": "flow", "refresh": 50, "warmup": 0.1},
     ),
 )
 
@@ -176,6 +190,23 @@ def is_spiking(model: "nn.Module") -> bool:
     return isinstance(model, SpikingNet)
 
 
+def learner(
+    method: Method, model: "nn.Module", updates: int, told: "Callable[[Refresh], None]"
+) -> "nn.Module":
+    """Return what is trained: `model` itself, or `attrain.Targeted` around it.
+
+    `updates` is how many there will be; `told` hears of each choice of rows. Raises InputError for
+    a model that has no layer to be targeted.
+    """
+    if method.targeted is None:
+        return model
+    from attrain.targeted import Targeted
+
+    options = dict(method.targeted)
+    warmup = round(options.pop("warmup") * updates)
+    return Targeted(model, warmup=warmup, on_refresh=told, **options)
+
+
 class BatchLoss:
     """The loss of a batch under a method.
 
@@ -216,13 +247,9 @@ class BatchLoss:
             reward = getattr(rewards, method.objective)
             self.loss = partial(reward, **method.objective_options)
         self.scale = method.loss_scale
-        self.guided = None
-        if method.guided is not None:
-            from attrain.guided import SaliencyGuided
-
-            self.guided = SaliencyGuided(
-                cast(Any, self.forward), self.loss, credit=self.credit, **method.guided
-            )
+        self.guidance = method.guided
+        self.guided: SaliencyGuided | None = None
+        """Made at the first batch, which shows whether the data are texts."""
 
     def __call__(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return the loss (a scalar whose `backward()` fills `.grad`) and the outputs [N, C].
@@ -231,8 +258,8 @@ class BatchLoss:
         """
         if self.spiking:
             return self._of_spikes(x, y)
-        if self.guided is not None:
-            step = self.guided.step(x, y)
+        if self.guidance is not None:
+            step = self._guided(x).step(x, y)
             loss, out = step.loss, step.outputs
         else:
             if self.credit is None:
@@ -244,6 +271,20 @@ class BatchLoss:
         if self.penalised:
             loss = loss + self.strength * self.l1 * _sum_of_sizes(self.model, self.penalised)
         return loss, out
+
+    def _guided(self, x: "Tensor") -> "SaliencyGuided":
+        """Return the guided loss; of texts, what is ranked are the vectors that the model finds."""
+        if self.guided is None:
+            from attrain.attribution.layers import embedding_of
+            from attrain.guided import SaliencyGuided
+
+            options = dict(self.guidance or {})
+            if not x.is_floating_point():
+                options = {"embedding": embedding_of(self.model), **options}
+            self.guided = SaliencyGuided(
+                cast(Any, self.forward), self.loss, credit=self.credit, **options
+            )
+        return self.guided
 
     def _of_spikes(self, x: "Tensor", y: "Tensor") -> "tuple[Tensor, Tensor]":
         """Return the loss of spikes [T, N, C], and the spike counts [N, C]."""

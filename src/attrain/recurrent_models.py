@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attrain.errors import InputError
 
@@ -129,7 +128,8 @@ class WordBiLSTM(nn.Module):
         self.embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
             vectors.clone(), freeze=not tuned, padding_idx=0
         )
-        self.lstm = nn.LSTM(vectors.shape[1], hidden, batch_first=True, bidirectional=True)
+        self.lstm = nn.LSTM(vectors.shape[1], hidden, batch_first=True)
+        self.lstm_reverse = nn.LSTM(vectors.shape[1], hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(2 * hidden, classes)
 
@@ -141,12 +141,17 @@ class WordBiLSTM(nn.Module):
                 f"{list(tokens.shape)}."
             )
         # Padding within a text, where a word was taken out, is read: only the end is left out.
-        place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        lengths = (place * (tokens != 0)).amax(1).clamp_min(1)
-        packed = pack_padded_sequence(
-            self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
-        mean = states.sum(1) / lengths.unsqueeze(1)
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        lengths = ((place + 1) * (tokens != 0)).amax(1).clamp_min(1).unsqueeze(1)
+        place = place[: int(lengths.max())]
+        real = place < lengths
+        # Each text is turned about by itself: packed sequences of unequal lengths, which would do
+        # it as well, take time that grows with the square of the length.
+        turned = torch.where(real, lengths - 1 - place, place).unsqueeze(2)
+        vectors = self.embedding(tokens)[:, : len(place)]
+        there, _ = self.lstm(vectors)
+        back, _ = self.lstm_reverse(vectors.gather(1, turned.expand_as(vectors)))
+        states = torch.cat([there, back], 2) * real.unsqueeze(2)
+        mean = states.sum(1) / lengths
         out: Tensor = self.classifier(self.dropout(mean))
         return out

@@ -201,6 +201,11 @@ class SeedFolder:
         return self.path / "analysis.json"
 
     @property
+    def selection(self) -> Path:
+        """One line per choice of the neurons that learn."""
+        return self.path / "selection.jsonl"
+
+    @property
     def graph(self) -> Path:
         """Attribution graphs of the classes, their largest edges."""
         return self.path / "graph.json"

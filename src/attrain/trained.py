@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from attrain.attribution import METHODS, attribute
+from attrain.attribution.layers import embedding_of
 from attrain.attribution.methods import find
 from attrain.config import (
     AttributeConfig,
@@ -311,9 +312,9 @@ def explain(config: AttributeConfig) -> dict[str, Any]:
 
 def _embedding(model: nn.Module) -> str:
     """Return the name of the layer that looks up word vectors."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding):
-            return str(name)
+    found = embedding_of(model)
+    if found is not None:
+        return found
     raise InputError(
         "the model has no nn.Embedding, whose output would be explained: give --layer, or lime, "
         "kernel_shap or occlusion."

@@ -27,7 +27,7 @@ from attrain.devices import (
     torch_settings,
 )
 from attrain.errors import AttrainError, InputError
-from attrain.methods import BatchLoss, Method, is_spiking
+from attrain.methods import BatchLoss, Method, is_spiking, learner
 from attrain.metrics.calibration import expected_calibration_error
 from attrain.metrics.cost import saved_for_backward, training_bytes
 from attrain.metrics.sparsity import update_density
@@ -50,6 +50,8 @@ from attrain.schedules import (
     weight_decay_of,
 )
 from attrain.spiking import warn_of_silence
+from attrain.targeted import Refresh, Targeted
+from attrain.targeted.history import line_of, told
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -61,7 +63,10 @@ _AGREE_STEPS = 20
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: epoch 1..epochs, updates done of all updates, seconds it still needs."""
+    """Where a run is: epoch 1..epochs, updates done of all updates, seconds it still needs.
+
+    `learning` says which neurons learn, where not all do.
+    """
 
     epoch: int
     epochs: int
@@ -69,6 +74,7 @@ class Progress:
     steps: int
     test_accuracy: float | None
     seconds_left: float | None
+    learning: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class _Tally:
     loss: float | Tensor = 0.0
     hits: float | Tensor = 0.0
     seen: int = 0
+    density: float = 0.0
     step_cpu_s: list[float] = field(default_factory=list)
 
 
@@ -125,7 +132,8 @@ def train(
 ) -> Trained:
     """Train `model` in place on `data.train` and measure it on `data.test` after each epoch.
 
-    With a `folder`, metrics.jsonl, checkpoint.pt and model.safetensors are written there; with
+    With a `folder`, metrics.jsonl, checkpoint.pt and model.safetensors are written there (and
+    selection.jsonl, where a method chooses which neurons learn); with
     `resume` a checkpoint found there is continued, to weights that are bit-equal to those of an
     unbroken run on the same machine. `seed` fixes the order of the samples and the random numbers
     of torch, NumPy and Python. `fabric` is made from `config` unless given; `watch` is told the
@@ -172,13 +180,20 @@ class _Run:
         self.peak_rate = learning_rate_of(method, config)
         self.momentum = momentum_of(method, config)
         self.at, self.tally = _Position(), _Tally()
-        self.wrapped = fabric.setup_module(model)
-        self.raw_optimizer = make_optimizer(model, method, config)
+        self.sharded = config.strategy == "fsdp2" and fabric.world_size > 1
+        if method.targeted is not None and self.sharded:
+            raise InputError(
+                f"method {method.name!r} trains rows of weights, and fsdp2 shards them: use "
+                "--strategy ddp."
+            )
+        self.choices: list[dict[str, Any]] = []
+        self.learner = learner(method, model, self.epochs * self.steps, self.chose)
+        self.wrapped = fabric.setup_module(self.learner)
+        self.raw_optimizer = make_optimizer(self.learner, method, config)
         self.decays = [group["weight_decay"] for group in self.raw_optimizer.param_groups]
         self.course = find_course(method.course)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.raw_optimizer))
         self.batch_loss = BatchLoss(method, model, self.wrapped)
-        self.sharded = config.strategy == "fsdp2" and fabric.world_size > 1
         self.writes = folder is not None and fabric.is_global_zero
         seed_everything(seed, fabric.global_rank)
 
@@ -189,6 +204,8 @@ class _Run:
         if self.folder and self.writes:
             # Lines of epochs that came after the checkpoint go: those epochs are run again.
             write_jsonl(self.folder.metrics, self.at.rows)
+            if self.targets:
+                write_jsonl(self.folder.selection, self.choices)
         self.board = self.open_board()
         self.began = self.saved = self.told = time.monotonic()
         self.first = self.done
@@ -206,6 +223,11 @@ class _Run:
             self.save()
             self.tell(row["test_accuracy"])
         return self.finish()
+
+    @property
+    def targets(self) -> bool:
+        """Whether not all neurons learn."""
+        return self.learner is not self.model
 
     @property
     def done(self) -> int:
@@ -259,7 +281,7 @@ class _Run:
             outputs.append(out.detach())
         if self.method.adaptive_clipping:
             self.fabric.strategy.precision.unscale_gradients(self.raw_optimizer)
-            adaptive_clip_grad_(self.model.parameters(), self.method.adaptive_clipping)
+            adaptive_clip_grad_(self.learner.parameters(), self.method.adaptive_clipping)
         elif self.config.clip_norm:
             self.fabric.clip_gradients(
                 self.wrapped,
@@ -268,7 +290,14 @@ class _Run:
                 error_if_nonfinite=False,
             )
         self.optimizer.step()
-        self.tally.step_cpu_s.append(time.process_time() - began)
+        spent = time.process_time() - began
+        if self.at.step == self.steps - 1:
+            self.tally.density = self.update_density()
+        if self.targets:
+            began = time.process_time()
+            cast(Any, self.learner).step(self.raw_optimizer)
+            spent += time.process_time() - began
+        self.tally.step_cpu_s.append(spent)
         self.count(torch.cat(outputs), y)
 
     def loss_of(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,7 +319,7 @@ class _Run:
             return
         with saved_for_backward() as saved:
             yield
-        held = training_bytes(self.model, self.raw_optimizer, saved)
+        held = training_bytes(self.learner, self.raw_optimizer, saved)
         self.at.peak_bytes = max(self.at.peak_bytes, held)
 
     def count(self, out: Tensor, y: Tensor) -> None:
@@ -328,7 +357,7 @@ class _Run:
             "train_accuracy": hits / seen,
             "test_loss": test["loss"],
             "test_accuracy": test["accuracy"],
-            "update_density": self.update_density(),
+            "update_density": self.tally.density,
         }
         if self.board:
             for name in row.keys() - {"epoch", "step"}:
@@ -339,7 +368,8 @@ class _Run:
 
     def update_density(self) -> float:
         if not self.sharded:
-            return update_density(self.model.parameters())
+            density = update_density(self.learner.parameters())
+            return density * cast(Any, self.learner).trained_share() if self.targets else density
         gradients = [
             cast(Any, p.grad).to_local() for p in self.model.parameters() if p.grad is not None
         ]
@@ -363,7 +393,15 @@ class _Run:
         made = self.done - self.first
         left = (now - self.began) / made * (total - self.done) if made else None
         epoch = min(self.epochs, self.at.epoch + (self.at.step > 0))
-        self.watch(Progress(epoch, self.epochs, self.done, total, test_accuracy, left))
+        learning = told(self.choices[-1] if self.choices else None) if self.targets else ""
+        self.watch(Progress(epoch, self.epochs, self.done, total, test_accuracy, left, learning))
+
+    def chose(self, refresh: Refresh) -> None:
+        """Note which neurons learn from now on."""
+        line = line_of(refresh, cast(Targeted, self.learner), self.raw_optimizer)
+        self.choices.append(line)
+        if self.folder and self.writes:
+            append_jsonl(self.folder.selection, line)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -421,7 +459,9 @@ class _Run:
                     "schema": 1,
                     "settings": self.settings,
                     "position": asdict(self.at),
+                    "choices": self.choices,
                     "model": model,
+                    "targeted": self.selection_state(),
                     "optimizer": optimizer,
                     "precision": self.fabric.strategy.precision.state_dict(),
                     "processes": everyone,
@@ -436,9 +476,10 @@ class _Run:
             check_settings(state["settings"], self.settings, path)
             if not self.sharded:
                 check_fits(state["model"], self.model, str(path))
-            self.put_state(state["model"], state["optimizer"])
+            self.put_state(state["model"], state["optimizer"], state.get("targeted", {}))
             self.fabric.strategy.precision.load_state_dict(state["precision"])
             self.at = _Position(**state["position"])
+            self.choices = state.get("choices", [])
             if self.fabric.global_rank < len(state["processes"]):
                 mine = state["processes"][self.fabric.global_rank]
                 self.tally = _Tally(**mine["tally"])
@@ -461,9 +502,17 @@ class _Run:
         model, optimizer = get_state_dict(self.model, self.raw_optimizer, options=options)
         return cast(dict[str, Tensor], model), cast(dict[str, Any], optimizer)
 
-    def put_state(self, model: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
+    def selection_state(self) -> dict[str, Tensor]:
+        """Return what is to be known besides the weights: which rows learn, by what scores."""
+        whole = self.learner.state_dict() if self.targets else {}
+        return {name: value for name, value in whole.items() if not name.startswith("model.")}
+
+    def put_state(
+        self, model: dict[str, Tensor], optimizer: dict[str, Any], selection: dict[str, Tensor]
+    ) -> None:
         if not self.sharded:
-            self.model.load_state_dict(model)
+            inside = {f"model.{name}": value for name, value in model.items()}
+            self.learner.load_state_dict({**inside, **selection} if self.targets else model)
             self.raw_optimizer.load_state_dict(optimizer)
             return
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
@@ -530,6 +579,7 @@ def _plain(tally: _Tally) -> dict[str, Any]:
         "loss": float(tally.loss),
         "hits": float(tally.hits),
         "seen": tally.seen,
+        "density": tally.density,
         "step_cpu_s": list(tally.step_cpu_s),
     }
 
@@ -545,6 +595,7 @@ def settings(method: Method, data: Data, config: TrainingConfig, seed: int) -> d
         "credit": repr(dict(method.credit)) if method.credit is not None else None,
         "l1": method.l1,
         "guided": None if method.guided is None else repr(dict(method.guided)),
+        "targeted": None if method.targeted is None else repr(dict(method.targeted)),
         "learning rate": learning_rate_of(method, config),
         "momentum": momentum_of(method, config),
         "weight decay": weight_decay_of(method, config),

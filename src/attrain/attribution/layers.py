@@ -44,6 +44,14 @@ def find(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
     )
 
 
+def embedding_of(model: nn.Module) -> str | None:
+    """Return the name of the first layer that looks up vectors of tokens, None without one."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            return str(name)
+    return None
+
+
 def first(out: Any) -> Tensor:
     """Return the output of a layer, of several the first; raises InputError for no tensor."""
     found = out[0] if isinstance(out, (tuple, list)) and out else out

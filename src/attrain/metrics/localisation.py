@@ -112,6 +112,20 @@ def all_permuted(attribution: Tensor, seed: int) -> Tensor:
     return flat_NF.gather(1, order_NF).reshape(attribution.shape)
 
 
+def words_permuted(attribution: Tensor, seed: int, real: Tensor) -> Tensor:
+    """Return the values of the words of each text [N, L] in an order of their own.
+
+    As `all_permuted`, where `real` [N, L] says which places are words: padding stays as it is.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn_NL = torch.rand(attribution.shape, generator=generator).to(attribution.device)
+    # The k-th word in the order drawn takes the k-th place of a word.
+    source_NL = drawn_NL.masked_fill(~real, 2.0).argsort(1)
+    place_NL = (~real).byte().argsort(dim=1, stable=True)
+    moved_NL = torch.empty_like(attribution).scatter_(1, place_NL, attribution.gather(1, source_NL))
+    return torch.where(real, moved_NL, attribution)
+
+
 def above_random(
     attribution: Tensor,
     box: Tensor,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from attrain.errors import InputError
 from attrain.report.graph_file import Graphs, graphs_of
+from attrain.report.selection_file import Choices, choices_of
 
 SCHEMA = 1
 
@@ -97,8 +98,9 @@ class Robustness:
 class SeedRun:
     """One training run: its epochs, pruning curves (removed, accuracy), weights and graphs.
 
-    `removals` are by what replaced a feature, `robustness` by what changed the inputs; `judged`
-    says on how many samples, and by which attribution.
+    `choices` are of the neurons that learn, where not all do. `removals` are by what replaced a
+    feature, `robustness` by what changed the inputs; `judged` says on how many samples, and by
+    which attribution.
     """
 
     seed: int
@@ -109,6 +111,7 @@ class SeedRun:
     removals: Mapping[str, Removal] = field(default_factory=dict)
     robustness: Mapping[str, Robustness] = field(default_factory=dict)
     judged: Mapping[str, str | int] = field(default_factory=dict)
+    choices: Choices | None = None
 
 
 @dataclass(frozen=True)
@@ -347,6 +350,7 @@ def _read_seed(seed: int, path: Path, name: str, problems: list[str]) -> SeedRun
         _read_removals(mapping(analysis.get("faithfulness")), where, problems),
         _read_robustness(mapping(analysis.get("robustness")), where, problems),
         _read_judged(analysis),
+        _read_choices(path / "selection.jsonl", where, problems),
     )  # fmt: skip
 
 
@@ -402,6 +406,16 @@ def _read_graphs(path: Path, where: str, problems: list[str]) -> Graphs | None:
         return graphs_of(raw)
     except InputError as error:
         problems.append(f"graph.json of {where} is damaged: {error}.")
+        return None
+
+
+def _read_choices(path: Path, where: str, problems: list[str]) -> Choices | None:
+    if not path.is_file():
+        return None
+    try:
+        return choices_of(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    except InputError as error:
+        problems.append(f"selection.jsonl of {where} is damaged: {error}.")
         return None
 
 

@@ -96,6 +96,15 @@ MEASURES = (
         column=False,
     ),
     Measure(
+        "aup_above_uniform", "AUP above random", "Explanations", numbers.PLAIN, "higher",
+        "how far the precision of the gradient, by its mass, lies above that of its values in a "
+        "random order, where it is known what a label rests on; area over 10 to 90% of the mass",
+    ),
+    Measure(
+        "aur_above_uniform", "AUR above random", "Explanations", numbers.PLAIN, "higher",
+        "the same of its recall: how much of the mass in the box or rationale it takes",
+    ),
+    Measure(
         "noise_accuracy", "under noise", "Robustness", numbers.PERCENT, "higher",
         "accuracy under Gaussian noise, mean over 0 to 50% of the range of an input",
         column=False,

@@ -190,7 +190,11 @@ class Assigned:
         return self._unknown(call, weight) if rule is None else rule
 
     def find(self, weight: Tensor) -> Decomposition | None:
-        """Return the rule of a weight, or of the parameters that it was computed from."""
+        """Return the rule of a weight, or of the parameters that it was computed from.
+
+        A tensor that stands in a weight's place, some of whose rows learn, says so.
+        """
+        weight = getattr(weight, "_stands_for", weight)
         rule = self._of(weight)
         if rule is not None or weight.grad_fn is None:
             return rule

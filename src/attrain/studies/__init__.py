@@ -53,12 +53,44 @@ STUDIES: Mapping[str, Entry] = {
     "sgt-fig2": Entry(
         "guided_gradients", "How gradients are distributed after saliency guided training"
     ),
+    "sgt-fig3": Entry(
+        "guided_fig3",
+        "Saliency guided training: accuracy drop by six saliency methods, with controls",
+    ),
     "sgt-fig4": Entry(
         "guided_replacement",
         "Accuracy drop by what replaces salient pixels: background, mean, or mean and retraining",
     ),
+    "sgt-fig5": Entry("sgt_fig5", "MNIST as a time series: regular and guided saliency maps"),
+    "sgt-fig6": Entry(
+        "sgt_fig6", "Does guided training keep an LSTM's saliency from vanishing over time?"
+    ),
+    "sgt-order": Entry(
+        "guided_order",
+        "Saliency guided training: why the signed order helps and the absolute order does not",
+    ),
+    "sgt-table1": Entry(
+        "sgt_table1", "Texts: are explanations more faithful after saliency guided training?"
+    ),
+    "sgt-table2": Entry(
+        "sgt_table2", "Time series: does saliency guided training find the informative box?"
+    ),
     "summit-classes": Entry(
         "summit_classes", "SUMMIT's class view: are classes with similar graphs confused?"
+    ),
+    "targeted-efficiency": Entry(
+        "targeted_efficiency", "Targeted updates from scratch: time, accuracy, and plain controls"
+    ),
+    "targeted-robustness": Entry(
+        "targeted_robustness", "Targeted updates and robustness: noise and attacks"
+    ),
+    "targeted-finetune": Entry(
+        "targeted_finetune",
+        "Targeted updates in fine-tuning: a search for a setting where they beat dense training",
+    ),
+    "targeted-forgetting": Entry(
+        "targeted_forgetting",
+        "Targeted updates that spare an old task: forgetting at equal new accuracy",
     ),
 }
 

@@ -24,8 +24,7 @@ from attrain.training import train
 
 REGULAR, GUIDED = "regular", "guided"
 ABSOLUTE, RANDOM, UNMASKED = "absolute order", "random masks", "passes without masks"
-HIGHEST, LARGEST = "highest masked", "largest masked"
-BACKGROUND = "random background"
+HIGHEST = "highest masked"
 
 
 def unmasked(x: Tensor, drop: Tensor) -> Tensor:
@@ -38,11 +37,6 @@ def opposite(x: Tensor, drop: Tensor) -> Tensor:
     return masks.image(x, ~drop)
 
 
-def on_background(x: Tensor, drop: Tensor) -> Tensor:
-    """Replace those of the features `drop` [N, H, W] that have the value of the corner."""
-    return masks.image(x, drop & (x == x[:, :, :1, :1]).all(1))
-
-
 ARMS: Mapping[str, Mapping[str, Any] | None] = {
     REGULAR: None,
     GUIDED: {},
@@ -51,13 +45,11 @@ ARMS: Mapping[str, Mapping[str, Any] | None] = {
     # Two draws of dropout are then what has to agree. No order is needed, and it costs a pass.
     UNMASKED: {"order": "random", "mask": unmasked},
     HIGHEST: {"mask": opposite},
-    LARGEST: {"order": "absolute", "mask": opposite},
-    BACKGROUND: {"order": "random", "mask": on_background},
 }
 """Ways of training by name: what each has in place of the defaults of attrain.SaliencyGuided.
 
-"guided" is the paper's: the lowest by signed gradient. The last three are for images alone: those
-with the highest signed gradient, the largest |gradient|, and random ones without the object's."""
+"guided" is the paper's: the lowest by signed gradient. The last is for images alone: those with the
+highest."""
 
 
 def under(arm: str, **options: Any) -> Method:
@@ -177,3 +169,13 @@ def predicted(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     """Return the classes [N] that a model tells, the targets of its maps."""
     with torch.no_grad():
         return torch.cat([model(some).argmax(1) for some in torch.split(x, batch_size)])
+
+
+def judged(data: Data, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return `count` test samples [count, ...] and their labels, spread over the whole test set.
+
+    Every seed has others, as long as there are enough; the arms of a seed share them.
+    """
+    x, y = data.test.tensors
+    step = max(1, len(x) // count)
+    return x[seed % step :: step][:count], y[seed % step :: step][:count]

@@ -11,6 +11,7 @@ from attrain.report.sections import (
     saliency,
     spikes,
     study,
+    targeted,
     verdict,
     weights,
 )
@@ -25,6 +26,7 @@ SECTIONS: tuple[Section, ...] = (
     faithfulness.SECTION,
     graph.SECTION,
     robustness.SECTION,
+    targeted.SECTION,
     spikes.SECTION,
     checks.SECTION,
 )

@@ -1,0 +1,111 @@
+"""What is asked of targeted updates, checked before time is spent: one sentence for each fault."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from attrain.errors import InputError
+
+
+def options(
+    density: Any, refresh: Any, warmup: Any, exploration: Any, memory: Any, seed: Any
+) -> None:
+    """Raise InputError for numbers out of range."""
+    if not _number(density) or not 0 < density <= 1:
+        raise InputError(
+            f"density={density!r} is the share of units whose rows learn: it lies in (0, 1]."
+        )
+    if not _integer(refresh) or refresh < 1:
+        raise InputError(
+            f"refresh must be an integer >= 1, got {refresh!r}: rows are chosen again every "
+            "refresh-th step."
+        )
+    if not _integer(warmup) or warmup < 0:
+        raise InputError(
+            f"warmup must be an integer >= 0, got {warmup!r}: so many steps train all rows."
+        )
+    if not _number(exploration) or not 0 <= exploration < 1:
+        raise InputError(
+            f"exploration={exploration!r} is the share of rows that are chosen by chance: it lies "
+            "in [0, 1); for chance alone use score='random'."
+        )
+    if not _number(memory) or not 0 <= memory < 1:
+        raise InputError(
+            f"memory={memory!r} is the share of earlier refreshes in a score: it lies in [0, 1)."
+        )
+    if not _integer(seed):
+        raise InputError(f"seed must be an integer, got {seed!r}.")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def model(given: Any) -> None:
+    """Raise InputError for what is no module, has no values yet, or is wrapped or sharded."""
+    if not isinstance(given, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(given).__name__}.")
+    if isinstance(given, nn.parallel.DistributedDataParallel):
+        raise InputError(
+            "the model is in DistributedDataParallel already: give Targeted the module inside, and "
+            "wrap Targeted."
+        )
+    for name, each in given.named_parameters():
+        if isinstance(each, UninitializedParameter):
+            raise InputError(
+                f"{name!r} of the model has no shape yet: run the lazy model once before, model(x)."
+            )
+        if each.is_meta:
+            raise InputError(
+                f"{name!r} of the model is on the meta device, where there are no values: load the "
+                "model to another."
+            )
+        if type(each).__name__ == "DTensor" or type(each.data).__name__ == "DTensor":
+            raise InputError(
+                f"{name!r} of the model is sharded, and rows are taken of whole weights: use "
+                "DistributedDataParallel around Targeted."
+            )
+
+
+def scores(found: Any, units: int, name: str, function: Callable[..., Any]) -> None:
+    """Raise InputError unless a score function returned one number per unit."""
+    if isinstance(found, Tensor) and found.shape == (units,):
+        return
+    got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    told = getattr(function, "__name__", type(function).__name__)
+    raise InputError(
+        f"the score {told} returned {got} for layer {name!r}, and one number per unit, [{units}], "
+        "is wanted."
+    )
+
+
+def optimizers(given: Any, parts: Iterable[Tensor]) -> None:
+    """Raise InputError unless the optimizers hold every parameter that learns."""
+    if not given:
+        raise InputError("step takes the optimizer that has just made its step: step(optimizer).")
+    for each in given:
+        if not isinstance(each, torch.optim.Optimizer):
+            raise InputError(f"step takes a torch.optim.Optimizer, got {type(each).__name__}.")
+    held = {id(p) for each in given for group in each.param_groups for p in group["params"]}
+    missing = sum(id(part) not in held for part in parts)
+    if missing:
+        raise InputError(
+            f"the optimizer lacks {missing} of the parameters that hold rows: build it on "
+            "targeted.parameters(), not on those of the model."
+        )
+
+
+def output(last: str | None, assumed: str) -> None:
+    """Raise InputError where another layer than the one assumed makes the output."""
+    if last is not None and last != assumed:
+        raise InputError(
+            f"the forward pass ends with layer {last!r}, and {assumed!r}, which the model "
+            f"registers last, was taken for its output layer: name it, dense=[{last!r}]."
+        )

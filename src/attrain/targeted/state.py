@@ -1,0 +1,121 @@
+"""What an optimizer remembers of rows, when other rows take their place."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from attrain.targeted.layers import Layer
+
+
+def take_over(optimizers: Sequence[Optimizer], layer: Layer, rows: Tensor) -> None:
+    """Gather the state of a layer's parameters for new rows [k].
+
+    Rows that stay keep theirs, rows that enter start at zero. What is not one entry per row, such
+    as a count of steps, stays as it is. The layer still has its old rows.
+    """
+    old = layer.rows
+    entering = None
+    if layer.mask is not None:
+        entering = torch.zeros_like(layer.mask)
+        entering[rows] = True
+        entering &= ~layer.mask
+    count = layer.units if old is None else len(old)
+    for optimizer in optimizers:
+        for part, _ in layer.parts():
+            state: Any = optimizer.state.get(part)
+            for key, value in _by_row(state, count):
+                whole = value
+                if old is not None:
+                    whole = value.new_zeros(layer.units, *value.shape[1:])
+                    whole[old] = value
+                state[key] = whole.index_select(0, rows)
+        if layer.norm is not None and entering is not None:
+            for parameter in layer.norm.parameters:
+                for _, value in _by_row(optimizer.state.get(parameter), layer.units):
+                    value[entering] = 0
+    since = torch.zeros(layer.units, dtype=torch.int64, device=rows.device)
+    if old is not None and entering is not None and layer.since is not None:
+        since[old] = layer.since
+        since[entering] = _steps(optimizers, layer.of_weight)
+    layer.since = since.index_select(0, rows)
+    layer.late = bool(layer.since.any())
+
+
+def _by_row(state: Any, count: int) -> list[tuple[str, Tensor]]:
+    """Return the entries of a parameter's state that have one value or more for each row."""
+    return [
+        (key, value)
+        for key, value in (state or {}).items()
+        if isinstance(value, Tensor) and value.ndim and len(value) == count
+    ]
+
+
+def _steps(optimizers: Iterable[Optimizer], parameter: Tensor) -> int:
+    """Return how many steps of Adam a parameter has made, 0 with other optimizers."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Adam) and parameter in optimizer.state:
+            return int(optimizer.state[parameter]["step"])
+    return 0
+
+
+def correct_bias(optimizers: Iterable[Optimizer], layer: Layer) -> None:
+    """Give rows that entered late the bias correction of their own age, after a step of Adam.
+
+    Adam divides moments by 1 - beta^t, t being the steps of the whole parameter. A row that began
+    with moments of zero a steps ago needs 1 - beta^a (Kingma and Ba 2015, section 3), without which
+    its first steps are up to 7 times too long. To be called before the step is taken over.
+    """
+    since = layer.since
+    if not layer.late or since is None or layer.rows is None:
+        return
+    late = since.nonzero()[:, 0]
+    units = layer.rows[late]
+    pairs = [(part, late, whole.detach()[units]) for part, whole in layer.parts()]
+    if layer.norm is not None:
+        pairs += [
+            (parameter, units, kept[units])
+            for parameter, kept in zip(layer.norm.parameters, layer.norm.kept, strict=True)
+        ]
+    for optimizer in optimizers:
+        if isinstance(optimizer, Adam):
+            for parameter, places, before in pairs:
+                if parameter.grad is not None and parameter in optimizer.state:
+                    group = next(
+                        each
+                        for each in optimizer.param_groups
+                        if any(parameter is other for other in each["params"])
+                    )
+                    _correct(optimizer.state[parameter], group, parameter, places, before, since)
+
+
+def _correct(
+    state: Any, group: Any, parameter: Tensor, places: Tensor, before: Tensor, since: Tensor
+) -> None:
+    """Make the step of some rows of a parameter, from `before`, as long as their age wants it."""
+    t = float(state["step"])
+    a, b = (float(each) for each in group["betas"])
+    late = since[since > 0]
+    age = (t - late.to(torch.float64)).clamp_min(1).to(before.dtype)
+    age = age.view(-1, *[1] * (before.ndim - 1))
+    size = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"][places].sqrt()
+    made = size / (1 - b**t) ** 0.5 + group["eps"]
+    wanted = size / (1 - b**age) ** 0.5 + group["eps"]
+    factor = (1 - a**t) / (1 - a**age) * made / wanted
+    start = before
+    if group.get("decoupled_weight_decay"):
+        start = before * (1 - group["lr"] * group["weight_decay"])
+    parameter[places] = start + factor * (parameter[places] - start)
+
+
+def held(optimizers: Iterable[Optimizer]) -> int:
+    """Return how many bytes the state of optimizers takes."""
+    return sum(
+        value.numel() * value.element_size()
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
