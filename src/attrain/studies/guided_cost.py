@@ -50,7 +50,7 @@ PAPER_EPOCHS = {REGULAR: 118.0, GUIDED: 124.0}
 NEAR = 0.98
 """Share of the lower of both best accuracies that counts as reached."""
 MARGINS = {"accuracy": 0.01, "area": 0.02}
-"""By how much a cheaper form may be worse than the exact one: fixed before anything was run."""
+"""By how much a cheaper form may be worse than the exact one: fixed before any published row."""
 
 
 @dataclass(frozen=True)
