@@ -624,6 +624,20 @@ def test_schedulers_and_clipping():
             same(targeted.model, before, atol=0)
 
 
+def test_lightning_fabric():
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+    targeted = Targeted(made(), 0.5, "flow", refresh=2, warmup=1)
+    model, optimizer = fabric.setup(targeted, torch.optim.SGD(targeted.parameters(), lr=0.1))
+    for x, y in batches(number=3):
+        optimizer.zero_grad()
+        fabric.backward(F.cross_entropy(model(x), y))
+        optimizer.step()
+        targeted.step(optimizer)
+    assert len(targeted.selection()["fc0"]) == 6
+
+
 def test_a_loss_that_is_still_held_does_not_matter():
     """Its graph keeps the nodes that gather gradients, whose shape was another."""
     targeted = Targeted(made(), 0.5, "error", refresh=1, warmup=1)
@@ -788,6 +802,24 @@ def test_weights_changed_by_somebody_else():
         change(model)
         with pytest.raises(InputError, match=told):
             targeted(batches()[0][0])
+
+
+@pytest.mark.parametrize("score", ["error", "flow"])
+def test_a_step_without_a_pass(score):
+    targeted = Targeted(made(), score=score, warmup=1)
+    optimizer = torch.optim.SGD(targeted.parameters(), lr=0.1)
+    x, y = batches()[0]
+    F.cross_entropy(targeted.model(x), y).backward()
+    with pytest.raises(InputError, match="no pass in training was seen before it: call the Targ"):
+        targeted.step(optimizer)
+
+
+def test_modes_of_modules_stay_as_they_are():
+    model = made("cnn")
+    model.bn1.eval()
+    targeted = Targeted(model)
+    assert targeted.training and model.training and not model.bn1.training
+    assert not Targeted(made("cnn"), statistics="freeze").model.bn1.training
 
 
 def test_scores_of_the_wrong_shape():

@@ -26,7 +26,7 @@ from attrain.studies.targeted_settings import SETTINGS, Config, patched  # fmt: 
 SMALL = Config(
     digits="digits", pictures="digits", hidden=(12, 8), width=0.0, before=120, before_steps=15,
     few=20, some=40, replayed=4, held=30, test=50, protected=20, steps=4, rates=(0.1, 0.01),
-    shares=(0.5, 1.0), seeds=3, pairs=1,
+    picture_rates=(0.1, 0.01), shares=(0.5, 1.0), seeds=3, pairs=1,
 )  # fmt: skip
 
 
@@ -190,3 +190,8 @@ def test_being_as_good_as_gradient_norm_is_no_win(tmp_path):
 def test_dense_training_gets_the_time_of_an_arm_or_the_next_share_above(ratio, share):
     found = study.read(CONFIG, made_up({}, ratio))
     assert found.equal_time(SETTING, ERROR) == stopped(share)
+
+
+def test_of_rates_that_are_as_good_the_lowest_is_taken():
+    assert study._best(np.array([0.5, 0.7, 0.7 + 1e-12]), (0.2, 0.06, 0.02)) == 2
+    assert study._best(np.array([0.7, 0.6, 0.5]), (0.2, 0.06, 0.02)) == 0

@@ -272,7 +272,7 @@ def test_robustness_is_told_at_both_rates(tmp_path):
             robustness.TUNED: curves(heights.get(name, (0.7, 0.7))[0], 0.4),
             robustness.SAME: curves(heights.get(name, (0.7, 0.7))[1], 0.1),
         }
-        for name in robustness.compared()
+        for name in (*robustness.compared(), efficiency.FAST)
     }
     assert {row.name for row in robustness.rows(FEW)} == set(results)
     found = robustness.conclude(FEW, results, tmp_path)

@@ -447,7 +447,7 @@ STUDY = Study(
         "seconds of an epoch on a GPU.",
         "Memory is that of tensors, which does not depend on an allocator.",
         "Convergence: the epoch of the best validation accuracy before a number of epochs without "
-        "a new best (quick: 5 of at most 25). The paper states no rule. LeNet, 1,000 images of "
+        "a new best (quick: 5 of at most 20). The paper states no rule. LeNet, 500 images of "
         "CIFAR-10 and a constant rate of Adam; the paper trains ResNet-18 on all.",
         "The quality of the forms is that of the paper's CNN, which has dropout, on the 8x8 digits "
         "of scikit-learn (quick).",
@@ -468,13 +468,13 @@ STUDY = Study(
                 "MNIST CNN, batch 32": ("mnist-cnn", (32, 1, 28, 28)),
                 "ResNet-18, batch 4, 32x32": ("resnet18-small", (4, 3, 32, 32)),
             },
-            rounds=8,
-            quality=Recipe(data="digits", epochs=6, batch_size=32),
+            rounds=5,
+            quality=Recipe(data="digits", epochs=4, batch_size=32),
             convergence=Recipe(
-                data="cifar10", model="lenet", samples=1000, epochs=25, batch_size=32,
+                data="cifar10", model="lenet", samples=500, epochs=20, batch_size=32,
                 optimizer="adam", learning_rate=1e-3, schedule="constant",
             ),
-            patience=5, test=360, removed=360,
+            held=500, patience=5, test=360, removed=360,
         ),
         "full": Config(
             steps={

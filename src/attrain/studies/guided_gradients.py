@@ -199,12 +199,15 @@ def _sharper(title: str, rival: str, name: str, sign: int, means: Means) -> Clai
 
 
 def _as_accurate(title: str, means: Means) -> Claim:
+    """Say whether the accuracy is kept: less than a point is lost, and no clear loss."""
     ours, theirs = means[GUIDED, "accuracy"], means[REGULAR, "accuracy"]
     gap = paired_difference(ours, theirs)
+    clearly_lower = verdict(gap, -1) is True
     return {
-        "claim": f"{title}: guided training keeps the accuracy (it loses less than a point)",
+        "claim": f"{title}: guided training keeps the accuracy (no clear loss, and less than a "
+        "point at the end of the interval)",
         "source": "abstract",
-        "holds": no_worse(gap, 0.01),
+        "holds": False if clearly_lower else no_worse(gap, 0.01),
         "figure": f"{100 * np.mean(ours):.1f} % against {100 * np.mean(theirs):.1f} %; difference "
         f"{told(gap, scale=100, digits=1, unit='points')}",
     }
@@ -216,9 +219,8 @@ STUDY = Study(
     source="paper 2111.14338, figure 2",
     deviations=(
         "Quick: LeNet on 3,000 images of MNIST under every arm, five seeds; the paper's CNN on "
-        "1,500, regular and guided, three seeds; ResNet-18 on 600 images of CIFAR-10 scaled to "
-        "16x16, one seed, which shows how such maps look and decides nothing. The paper trains the "
-        "CNN and ResNet-18 on all images.",
+        "1,500, regular and guided, three seeds; LeNet on 2,000 of CIFAR-10, three seeds, in place "
+        "of ResNet-18, which the full budget has. The paper trains on all images.",
         "BIRD with VGG-16 is left out: the data are not at hand.",
         "The logit of the predicted class is explained. The paper's MNIST network ends in "
         "log-softmax, so that there it is log p.",
@@ -242,12 +244,9 @@ STUDY = Study(
             "MNIST, CNN": Task(
                 Recipe(samples=1500, epochs=4, batch_size=32), arms=(REGULAR, GUIDED), seeds=3
             ),
-            "CIFAR-10, ResNet-18": Task(
-                Recipe(
-                    data="cifar10@16", model="resnet18-small", samples=600, epochs=3,
-                    batch_size=32,
-                ),
-                arms=(REGULAR, GUIDED), seeds=1, test=200, bounded=False,
+            "CIFAR-10, LeNet": Task(
+                Recipe(data="cifar10", model="lenet", samples=2000, epochs=5, batch_size=32),
+                arms=(REGULAR, GUIDED), seeds=3, bounded=False,
             ),
         }),
         "full": Config({

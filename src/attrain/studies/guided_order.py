@@ -382,10 +382,9 @@ def _compared(
 
     Without theirs: than 0.
     """
-    against = "" if theirs is None else f" against {told(theirs)}"
-    theirs = [0.0] * len(ours) if theirs is None else theirs
-    count = min(len(ours), len(theirs))
-    gap = paired_difference(ours[:count], theirs[:count])
+    count = len(ours) if theirs is None else min(len(ours), len(theirs))
+    against = "" if theirs is None else f" against {told(theirs[:count])}"
+    gap = paired_difference(ours[:count], [0.0] * count if theirs is None else theirs[:count])
     return {
         "claim": claim,
         "source": source,

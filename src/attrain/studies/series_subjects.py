@@ -70,7 +70,7 @@ def fit(
     with seeded(seed):
         for epoch in range(1, stop.epochs + 1):
             model.train()
-            for some in torch.randperm(len(y)).split(BATCH):
+            for some in torch.split(torch.randperm(len(y)), BATCH):
                 optimizer.zero_grad()
                 loss(x[some], y[some]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -102,5 +102,8 @@ def loss_of(model: nn.Module, arm: str, fraction: float) -> Callable[[Tensor, Te
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return the share of samples x [N, T, F] whose largest output is that of their class y [N]."""
     model.eval()
-    right = [model(a).argmax(1) == b for a, b in zip(x.split(500), y.split(500), strict=True)]
+    right = [
+        model(a).argmax(1) == b
+        for a, b in zip(*(torch.split(each, 500) for each in (x, y)), strict=True)
+    ]
     return float(torch.cat(right).double().mean())

@@ -202,37 +202,38 @@ def _improves(config: Config, results: Results, model: str, measure: str) -> Cla
 def _draw_maps(config: Config, results: Results, path: Path) -> None:
     """Draw |saliency| of the first test pictures, of seed 0; each step is a row of pixels."""
     pictures = results[_name(config.models[0], REGULAR, 0)]["pictures"]
-    columns = 1 + len(config.models) * len(SHOWN)
-    with figures.drawing(path, 0.4 + 0.46 * columns, 0.4 + 1.0 * len(pictures)) as figure:
-        grid = figure.subplots(len(ARMS) * len(pictures), columns, squeeze=False)
+    lines = [(model, arm) for model in config.models for arm in ARMS]
+    width = 1 + len(SHOWN)
+    with figures.drawing(
+        path, 0.9 + 0.6 * width * len(pictures), 0.3 + 0.62 * len(lines)
+    ) as figure:
+        figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+        grid = figure.subplots(len(lines), width * len(pictures), squeeze=False)
         for axes in grid.flat:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        for number, picture in enumerate(pictures):
-            for line, arm in enumerate(ARMS):
-                here = grid[len(ARMS) * number + line]
+        for line, (model, arm) in zip(grid, lines, strict=True):
+            line[0].set_ylabel(
+                f"{MODELS[model]}\n{arm}", fontsize=8, rotation=0, ha="right", va="center"
+            )
+            for number, picture in enumerate(pictures):
+                here = line[number * width : (number + 1) * width]
                 _show(here[0], picture, "gray_r")
-                here[0].set_ylabel(arm, fontsize=7)
-                places = [(model, method) for model in config.models for method in SHOWN]
-                for axes, (model, method) in zip(here[1:], places, strict=True):
-                    _show(axes, results[_name(model, arm, 0)]["maps"][method][number], _SIZES)
-        for axes, (_, short) in zip(
-            grid[0, 1:], [each for _ in config.models for each in SHOWN.items()], strict=True
-        ):
-            axes.set_title(short, fontsize=7, pad=2)
-        for place, model in enumerate(config.models):
-            first = grid[0, 1 + place * len(SHOWN)]
-            first.annotate(
-                MODELS[model], (0, 1), (0, 12), xycoords="axes fraction",
-                textcoords="offset points", fontsize=8, fontweight="bold",
-            )  # fmt: skip
+                for axes, method in zip(here[1:], SHOWN, strict=True):
+                    values = np.array(results[_name(model, arm, 0)]["maps"][method][number])
+                    _show(axes, values, _SIZES, vmin=0, vmax=np.quantile(values, DARKEST) or 1)
+        for number in range(len(pictures)):
+            for axes, short in zip(grid[0, number * width + 1 :], SHOWN.values(), strict=False):
+                axes.set_title(short, fontsize=8, pad=2)
 
 
 _SIZES = LinearSegmentedColormap.from_list("sizes", ["#ffffff", LIGHT[2], "#00213d"])
+DARKEST = 0.99
+"""Quantile of a map from which on it is drawn darkest."""
 
 
-def _show(axes: Any, values: Any, colours: Any) -> None:
-    axes.imshow(np.array(values), cmap=colours, interpolation="none")
+def _show(axes: Any, values: Any, colours: Any, **limits: Any) -> None:
+    axes.imshow(np.array(values), cmap=colours, interpolation="none", **limits)
 
 
 def _draw_measures(config: Config, results: Results, path: Path) -> None:

@@ -206,7 +206,7 @@ def _draw(config: Config, results: Results, path: Path) -> None:
             for arm in ARMS:
                 rows_of = [results[_name(place, arm, seed)] for seed in range(config.seeds)]
                 each = np.array([row["methods"][METHODS[0]]["time"] for row in rows_of])
-                figures.band(axes, np.arange(each.shape[1]), 100 * each, **_STYLE[arm])
+                figures.band(axes, np.arange(each.shape[1], dtype=float), 100 * each, **_STYLE[arm])
             axes.set(title=f"{place} box", xlabel="step", ylim=(0, None))
         grid[len(PARTS)].set_ylabel("share of |gradient| (%)")
         handles, labels = grid[0].get_legend_handles_labels()
@@ -226,11 +226,11 @@ STUDY = Study(
         "The paper does not name the saliency method of the figure: the gradient decides here, and "
         "integrated gradients (20 steps, from the mean of the training series) are beside it.",
         "Half of the entries of a series are masked; what the paper takes is not known to us.",
-        "The quick budget trains for 60 epochs in place of 400.",
+        "The quick budget trains for 40 epochs in place of 400.",
     ),
     budgets={
         "smoke": Config(epochs=1, seeds=1, samples=5),
-        "quick": Config(epochs=60, seeds=3, samples=50),
+        "quick": Config(epochs=40, seeds=3, samples=50),
         "full": Config(),
     },
     rows=rows,

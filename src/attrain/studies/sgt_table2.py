@@ -1,21 +1,22 @@
 """Saliency guided training on time series: paper 003, Table 2 and section 5.3."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from attrain.data.series import BOXES
-from attrain.metrics.statistics import paired_difference
+from attrain.metrics.statistics import paired_difference, rank_correlation
 from attrain.models import build
 from attrain.report.palette import LIGHT
 from attrain.studies import figures
 from attrain.studies.guided_subjects import GUIDED, RANDOM, REGULAR, UNMASKED
 from attrain.studies.series_measures import ALL, FEATURES, measure
-from attrain.studies.series_subjects import FRACTION, Stop, fit, series
+from attrain.studies.series_subjects import Stop, fit, series
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
 
 BENCHMARK, LONG = "benchmark", "long"
@@ -26,8 +27,6 @@ MODELS: Mapping[str, str] = {
     "tcn": "TCN",
     "transformer": "Transformer",
 }
-FEWER, FEW = "guided, a tenth masked", 0.1
-"""An arm that masks few entries, to see what the share that is masked does."""
 BOTH = (REGULAR, GUIDED)
 LEAST = 0.9
 """Validation accuracy below which the benchmark drops a model."""
@@ -67,8 +66,8 @@ class Network:
     epochs: int
     long_epochs: int = 100
     seeds: int = 3
-    long_seeds: int = 3
-    controls: tuple[str, ...] = (RANDOM, UNMASKED, FEWER)
+    long_seeds: int = 1
+    controls: tuple[str, ...] = (RANDOM, UNMASKED)
     samples: int = 50
 
 
@@ -77,7 +76,7 @@ NETWORKS = (
     Network("lstm-input-cell", 36),
     Network("tcn", 36),
     # A step takes twenty times as long as one of the others.
-    Network("transformer", 6, 12, 1, 1, (RANDOM, UNMASKED), 20),
+    Network("transformer", 6, 0, 1, 0, (), 20),
 )
 
 
@@ -121,14 +120,14 @@ def cases(config: Config) -> list[Case]:
     for seed in range(1, max(net.seeds for net in nets)):
         more = [net for net in nets if seed < net.seeds]
         found += [Case(net.model, box, arm, seed) for net in more for box in again for arm in BOTH]
-    for seed in range(max(net.long_seeds for net in nets)):
-        more = [net for net in nets if seed < net.long_seeds]
-        found += [
-            Case(net.model, box, arm, seed, LONG)
-            for net in more
-            for box in config.long
-            for arm in BOTH
-        ]
+    found += [
+        Case(net.model, box, arm, seed, LONG)
+        for seed in range(max(net.long_seeds for net in nets))
+        for net in nets
+        if seed < net.long_seeds
+        for box in config.long
+        for arm in BOTH
+    ]
     return found
 
 
@@ -145,8 +144,7 @@ def _measure(config: Config, case: Case) -> Result:
         stop = Stop(accuracy=2.0, epochs=net.long_epochs, patience=net.long_epochs, keep_best=False)
     data = series(f"series:{case.box}-{config.process}", case.seed)
     model = build(case.model, data.input_shape, data.num_classes, seed=case.seed)
-    arm, fraction = (GUIDED, FEW) if case.arm == FEWER else (case.arm, FRACTION)
-    trained = fit(model, data, arm, stop, case.seed, fraction)
+    trained = fit(model, data, case.arm, stop, case.seed)
     return {
         "epochs": trained.epochs,
         "validation": trained.validation,
@@ -275,6 +273,19 @@ class Findings:
         }
 
 
+def of_epochs(found: Findings, part: str) -> list[tuple[float, float]]:
+    """Return epochs and AUP or AUR, guided minus regular, wherever both networks learned."""
+    pairs = []
+    for case in cases(found.config):
+        other = replace(case, arm=REGULAR)
+        if (case.arm, case.regime) == (GUIDED, BENCHMARK) and all(
+            map(found.learned, (case, other))
+        ):
+            epochs = [found.results[each.name]["epochs"] for each in (case, other)]
+            pairs.append((epochs[0] - epochs[1], found.gap(case, other, part)))
+    return pairs
+
+
 def conclude(config: Config, results: Mapping[str, Result], out: Path) -> Conclusion:
     """Return table, claims and figures."""
     found = Findings(config, results)
@@ -299,6 +310,12 @@ def _table(found: Findings) -> list[TableRow]:
             table.append(measured(f"{name}, {arm}: test accuracy", tests, unit="accuracy"))
             epochs = [result["epochs"] for result in each]
             table.append(measured(f"{name}, {arm}: epochs", epochs))
+        for part in PARTS:
+            for arm in BOTH:
+                every = [found.above(Case(net.model, box, arm), part) for box in found.config.boxes]
+                label = f"Diff({part}), {name}, mean of methods, {arm}, all boxes"
+                paper = float(np.mean(PAPER[part, net.model, arm]))
+                table.append(measured(label, every, paper=paper))
         if not boxes:
             continue
         for part in PARTS:
@@ -339,6 +356,9 @@ def _table_of_gaps(found: Findings) -> list[TableRow]:
     """Return lines of guided minus another way to train, mean of the six methods."""
     table = []
     for part in PARTS:
+        if correlation := _with_epochs(found, part):
+            label = f"{part}: Spearman of guided minus regular with its difference in epochs"
+            table.append(measured(label, [correlation]))
         for net in found.config.networks:
             label = f"{part}, {MODELS[net.model]}: guided minus"
             every = found.gaps(net.model, part, found.config.boxes)
@@ -346,7 +366,7 @@ def _table_of_gaps(found: Findings) -> list[TableRow]:
             if net.seeds > 1:
                 values = found.by_seed(net, part)
                 table.append(measured(f"{label} regular, repeated boxes, by seed", values))
-            for arm in (RANDOM, UNMASKED, FEWER):
+            for arm in (RANDOM, UNMASKED):
                 found_here = found.against(arm, part).get(net.model)
                 if found_here:
                     table.append(measured(f"{label} {arm}, by repeated box", found_here))
@@ -358,13 +378,20 @@ def _table_of_gaps(found: Findings) -> list[TableRow]:
     return table
 
 
+def _with_epochs(found: Findings, part: str) -> float | None:
+    pairs = of_epochs(found, part)
+    if len({epochs for epochs, _ in pairs}) < 2:
+        return None
+    return rank_correlation(*zip(*pairs, strict=True))
+
+
 def _claims(found: Findings) -> list[Claim]:
     nets = found.config.networks
     return [
         *(_direction(found, net.model, part) for part in PARTS for net in nets),
         *(_best_pair(found, part) for part in PARTS),
         *(_over_seeds(found, net, part) for part in PARTS for net in nets if net.seeds > 1),
-        *(_control(found, arm, part) for part in PARTS for arm in (RANDOM, UNMASKED, FEWER)),
+        *(_control(found, arm, part) for part in PARTS for arm in (RANDOM, UNMASKED)),
         *(_long(found, part) for part in PARTS),
         *(_shrinks(found, part) for part in PARTS),
     ]
@@ -449,7 +476,6 @@ def _pooled(by_model: Mapping[str, Sequence[float]]) -> list[float]:
 _CONTROLS = {
     RANDOM: "masking what has the lowest gradient is better than masking at random",
     UNMASKED: "guided training is better than the same passes with nothing masked",
-    FEWER: "masking half of the entries is better than masking a tenth",
 }
 
 
@@ -529,6 +555,7 @@ def _draw_table(found: Findings, path: Path) -> Path:
                 of = f"{len(boxes)} of {len(found.config.boxes)} boxes"
                 axes.set(title=f"{MODELS[net.model]} ({of})", xlabel=f"Diff({part})")
                 axes.set_yticks(range(len(TITLES)), TITLES)
+                axes.xaxis.set_major_locator(MaxNLocator(4))
                 axes.grid(axis="x", **_GRID)
         grid[0, 0].invert_yaxis()
         figure.legend(*_labels(grid), loc="outside lower center", ncols=4)
@@ -537,7 +564,7 @@ def _draw_table(found: Findings, path: Path) -> Path:
 
 def _labels(grid: Any) -> tuple[list[Any], list[str]]:
     """Return what the legend has to name, each once."""
-    named = {}
+    named: dict[str, Any] = {}
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
@@ -557,15 +584,18 @@ def _draw_boxes(found: Findings, path: Path) -> Path:
                 colour, mark = _OF_MODEL[net.model]
                 for place, box in enumerate(config.boxes):
                     for seed in range(net.seeds):
-                        two = [Case(net.model, box, arm, seed) for arm in (GUIDED, REGULAR)]
-                        if all(map(found.has, two)):
-                            filled = "full" if all(map(found.learned, two)) else "none"
+                        first, second = (
+                            Case(net.model, box, arm, seed) for arm in (GUIDED, REGULAR)
+                        )
+                        if found.has(first):
+                            filled = "full" if all(map(found.learned, (first, second))) else "none"
                             axes.plot(
-                                found.gap(*two, part), place, mark, color=colour, markersize=5,
-                                fillstyle=filled, alpha=0.8,
+                                found.gap(first, second, part), place, mark, color=colour,
+                                markersize=5, fillstyle=filled, alpha=0.8,
                             )  # fmt: skip
                 axes.set(title=MODELS[net.model], xlabel=f"{part}, guided minus regular")
                 axes.set_yticks(range(len(config.boxes)), config.boxes)
+                axes.xaxis.set_major_locator(MaxNLocator(4))
                 axes.grid(**_GRID)
         grid[0, 0].invert_yaxis()
     return path
@@ -603,7 +633,29 @@ STUDY = Study(
     id="sgt-table2",
     title="Time series: does saliency guided training find the informative box?",
     source="paper 2111.14338, table 2 and section 5.3",
-    deviations=("x.",),
+    deviations=(
+        "The process is the Gaussian one (Matern 3/2) in all ten boxes; the paper says ten data "
+        "sets, and not of which process.",
+        "Training stops at 99% on a tenth of the training set that is held out, looked at every 3 "
+        "epochs; the benchmark looks at the training and the test set. A network under 90% there "
+        "is dropped.",
+        "At most 90 epochs for LSTM, 36 for LSTM with input-cell attention and TCN, 6 for the "
+        "Transformer, and half of that without a rise; the benchmark has 500 and 200.",
+        "Half of the entries are masked in every data set, as the paper does on MNIST. It was set "
+        "beforehand; the paper tuned it, and its values are not known to us.",
+        "The first 50 of 100 test series are explained, 20 for the Transformer, for their true "
+        "class. Integrated gradients, SmoothGrad and GradientSHAP take 20 passes; the baseline of "
+        "integrated gradients and DeepLIFT is the mean of the training series, where the benchmark "
+        "has random numbers; GradientSHAP and DeepSHAP have five training series.",
+        "DeepLIFT and DeepSHAP are captum's, which has no rule for the gates of an LSTM, products "
+        "of attention or layer normalisation: an ordinary gradient stands there.",
+        "The random attribution is the benchmark's own, one order of the features for all series "
+        "and times; a mean of six draws. A uniform order of all entries is beside it.",
+        "The TCN has no weight normalisation.",
+        "The intervals over boxes are of one seed. The seeds, the controls and the long regime do "
+        "not include the Transformer, of which a step takes twenty times as long as of the others.",
+        "The quick budget leaves the Transformer out, and has one seed and no controls.",
+    ),
     budgets={
         "smoke": Config(
             networks=(Network("lstm", 3, 3, 1, 1, (RANDOM,), 6), Network("tcn", 3, 3, 1, 0, (), 6)),

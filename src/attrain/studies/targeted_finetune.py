@@ -32,9 +32,12 @@ SCORES = {
     GRADIENT: "gradient",
     RANDOM: "fixed",
 }
+MEASURED = tuple(each for each in SETTINGS if each != "more classes, pictures")
+"""By the full budget: the pictures take as long as all others together."""
 GOAL = 0.005
 """What dense training is to be beaten by."""
-TIMED = {"the MLP": "more classes, digits", "the convolutional network": "more classes, pictures"}
+MLP, CNN = "the MLP", "the convolutional network"
+TIMED = {MLP: "more classes, digits", CNN: "more classes, pictures"}
 """The setting that each network's time is measured in."""
 BLOCK = 50
 """Steps of a measurement of time: as many as from one choice of neurons to the next."""
@@ -57,18 +60,34 @@ def arms(config: Config) -> tuple[str, ...]:
 
 def rows(config: Config) -> list[Row]:
     """Return a row per setting, seed and arm, with all rates, and one per network for the time."""
-    measures = [
-        Row(_name(setting, arm, seed), partial(_measure, config, setting, arm, seed))
-        for seed in range(config.seeds)
-        for setting in settings(config)
-        for arm in arms(config)
-    ]
-    times = [
-        Row(f"time, {network}", partial(_times, config, setting), timed=True)
-        for network, setting in TIMED.items()
-        if setting in settings(config)
-    ]
-    return [*measures, *times]
+    found = []
+    for network, timed in TIMED.items():
+        names = [each for each in settings(config) if network_of(each) == network]
+        found += [
+            Row(_name(setting, arm, seed), partial(_measure, config, setting, arm, seed))
+            for seed in range(max(config.seeds, config.confirming))
+            for setting in names
+            if seed < seeds(config, setting)
+            for arm in arms(config)
+        ]
+        if timed in names:
+            found.append(Row(f"time, {network}", partial(_times, config, timed), timed=True))
+    return found
+
+
+def seeds(config: Config, setting: str) -> int:
+    """Return how many seeds a setting has."""
+    return config.confirming if setting in config.confirmed else config.seeds
+
+
+def network_of(setting: str) -> str:
+    """Return the network that a setting trains."""
+    return CNN if setting == TIMED[CNN] else MLP
+
+
+def rates(config: Config, setting: str) -> tuple[float, ...]:
+    """Return the learning rates that every arm tries in a setting."""
+    return config.picture_rates if network_of(setting) == CNN else config.rates
 
 
 def _name(setting: str, arm: str, seed: int) -> str:
@@ -82,7 +101,7 @@ def _measure(config: Config, setting: str, arm: str, seed: int) -> Result:
     """Train at every rate; return success on held-out and test samples."""
     given = subject(config, setting, seed)
     found: Result = {}
-    for rate in config.rates:
+    for rate in rates(config, setting):
         loop = _loop(config, given, arm, rate, seed)
         loop.run()
         found[f"{rate:g}"] = {
@@ -111,7 +130,7 @@ def _loop(config: Config, given: Subject, arm: str, rate: float, seed: int) -> L
     size = config.batch_size if linear else config.picture_batch
     training = Training(config.steps, size)
     loop = Loop(model, how, given.train, training, rate, seed)
-    if arm in (RATIO, LOW_RELEVANCE):
+    if arm in (RATIO, LOW_RELEVANCE) and loop.targeted is not None:
         task, model.task = model.task, OLD
         loop.targeted.protect([(given.kept.x, given.kept.y)])
         model.task = task
@@ -168,20 +187,28 @@ def read(config: Config, results: Results) -> Found:
     chosen: dict[tuple[str, str], tuple[float, Array]] = {}
     ratios: dict[tuple[str, str], float] = {}
     for setting in settings(config):
+        tried = rates(config, setting)
         for arm in arms(config):
-            each = [results[_name(setting, arm, seed)] for seed in range(config.seeds)]
+            names = [_name(setting, arm, seed) for seed in range(seeds(config, setting))]
+            each = [results[name] for name in names]
             held, test = (
-                np.array([[one[f"{rate:g}"][split] for rate in config.rates] for one in each])
+                np.array([[one[f"{rate:g}"][split] for rate in tried] for one in each])
                 for split in ("held", "test")
             )
-            best = int(held.mean(0).argmax())
-            chosen[setting, arm] = config.rates[best], test[:, best]
-        network = "the convolutional network" if "pictures" in setting else "the MLP"
+            best = _best(held.mean(0), tried)
+            chosen[setting, arm] = tried[best], test[:, best]
+        network = network_of(setting)
         if f"time, {network}" in results:
             for arm in (*CONTROLS, *ATTRIBUTION):
                 ratio = float(np.median(results[f"time, {network}"][arm]))
                 ratios[setting, arm] = ratio
     return Found(config, chosen, ratios)
+
+
+def _best(means: Array, tried: Sequence[float]) -> int:
+    """Return the place of the highest mean, of the lowest rate where several are as high."""
+    equal = np.flatnonzero(means >= means.max() - 1e-9).tolist()
+    return min(equal, key=lambda place: tried[place])
 
 
 def conclude(config: Config, results: Results, out: Path) -> Conclusion:
@@ -290,8 +317,10 @@ def _draw(found: Found, path: Path) -> None:
 
 def _limits(found: Found, setting: str, lines: Sequence[str]) -> tuple[float, float]:
     """Return limits of the axis that show all arms within 15 points of dense training."""
-    means = [100 * found.gap(setting, arm, DENSE)["mean"] for arm in lines]
-    return max(min(means), -15.0) - 2.0, max(*means, 0.5) + 2.0
+    gaps = [found.gap(setting, arm, DENSE) for arm in lines]
+    low = min(100 * gap["mean"] for gap in gaps)
+    high = max(100 * (gap["mean"] if gap["high"] is None else gap["high"]) for gap in gaps)
+    return max(low, -15.0) - 2.0, min(max(high, 1.0), 15.0) + 1.0
 
 
 def _colour(arm: str) -> str:
@@ -319,10 +348,10 @@ STUDY = Study(
         "smoke": Config(
             digits="digits", pictures="digits", hidden=(32, 32), width=0.0, before=300,
             before_steps=80, few=40, some=100, held=60, test=180, protected=50, steps=20,
-            rates=(0.1, 0.03), shares=(0.8, 1.0), seeds=2, pairs=1,
+            rates=(0.1, 0.03), picture_rates=(0.1, 0.03), shares=(0.8, 1.0), seeds=2, pairs=1,
         ),
-        "quick": Config(seeds=2),
-        "full": Config(),
+        "quick": Config(names=MEASURED, seeds=2),
+        "full": Config(names=MEASURED, confirmed=("second task",)),
     },
     rows=rows,
     conclude=conclude,

@@ -20,6 +20,7 @@ from attrain.studies.targeted_old_task import (
     NEW,
     OLD,
     SEPARATE,
+    SHARED,
     Config,
     Heads,
     Subject,
@@ -41,6 +42,8 @@ ALLOWED = 0.02
 """By how much the new accuracy may fall short of dense training's."""
 FORGOTTEN = 0.01
 """By how much the old accuracy may fall."""
+CHOSEN = 0.01
+"""By how much the new accuracy may fall short on held-out samples, for `ALLOWED` to be kept."""
 LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08)
 """Shortfalls of the new accuracy that the figure is drawn for."""
 
@@ -70,10 +73,17 @@ _TARGETED = tuple(
 )
 TRIALS: Mapping[str, tuple[Trial, ...]] = {
     DENSE: tuple(Trial(rate) for rate in (0.2, 0.1, 0.05, 0.02, 0.01, 0.003)),
+    # Strength times rate is bounded by what diverges: 500 did, for most seeds.
     EWC: tuple(
         Trial(rate, strength=strength)
-        for rate, strengths in ((0.1, (1e3, 3e3, 1e4)), (0.05, (3e3, 1e4, 3e4)))
-        for strength in strengths
+        for rate, strength in (
+            (0.1, 1e3),
+            (0.1, 3e3),
+            (0.05, 3e3),
+            (0.05, 5e3),
+            (0.02, 1e4),
+            (0.01, 3e4),
+        )
     ),
     LOW_RANK: tuple(Trial(rate, rank=rank) for rank in (4, 16) for rate in (0.1, 0.05, 0.03)),
     HEAD: tuple(Trial(rate) for rate in (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)),
@@ -126,7 +136,7 @@ def _course(
     training = Training(config.steps, config.batch_size, loss=loss)
     how = _arm(config, given, arm, trial)
     loop = Loop(model, how, given.train[NEW], training, trial.rate, seed)
-    if arm in OURS:
+    if arm in OURS and loop.targeted is not None:
         model.task = OLD
         kept = given.train[OLD].part(slice(0, config.protected))
         loop.targeted.protect([(kept.x, kept.y)])
@@ -236,20 +246,27 @@ def conclude(config: Config, results: Results, out: Path) -> Conclusion:
 
 
 def _table(world: World) -> list[TableRow]:
+    fastest = world.fastest()
     table = [measured(f"{world.name}: old task before", world.before, unit="accuracy")]
-    for arm in (DENSE, *OURS, *RIVALS):
-        point = world.fastest() if arm == DENSE else world.sparing(arm, ALLOWED)
-        if point is None:
-            best = world.test[arm][..., 0].max((1, 2))
-            said = f"{world.name}, {arm}: new, at its best (short of what is wanted)"
-            table.append(measured(said, best, unit="accuracy"))
-            continue
-        told = f"{world.name}, {arm} ({point.trial}, {point.share:.0%} of the steps)"
-        table += [
-            measured(f"{told}: old", point.old, unit="accuracy"),
-            measured(f"{told}: new", point.new, unit="accuracy"),
-        ]
+    table += _point(f"{world.name}, {DENSE}", fastest)
+    for arm in (*OURS, *RIVALS):
+        for allowed in (CHOSEN, ALLOWED):
+            told = f"{world.name}, {arm}, {100 * allowed:g} allowed"
+            point = world.sparing(arm, allowed)
+            if point is not None:
+                table += _point(told, point)
+            else:
+                best = world.test[arm][..., 0].max((1, 2))
+                table.append(measured(f"{told}: out of reach, best new", best, unit="accuracy"))
     return table
+
+
+def _point(told: str, point: Point) -> list[TableRow]:
+    told = f"{told} ({point.trial}, {point.share:.0%} of the steps)"
+    return [
+        measured(f"{told}: old", point.old, unit="accuracy"),
+        measured(f"{told}: new", point.new, unit="accuracy"),
+    ]
 
 
 def _claims(world: World) -> list[Claim]:
@@ -259,13 +276,13 @@ def _claims(world: World) -> list[Claim]:
 
 def _keeps(world: World, arm: str) -> Claim:
     """Tell whether little is forgotten at little cost, both by their intervals."""
-    point, fastest = world.sparing(arm, ALLOWED), world.fastest()
+    point, fastest = world.sparing(arm, CHOSEN), world.fastest()
     claim: Claim = {
         "claim": f"{world.name}: targeted by {arm}, the old accuracy stays within one point of "
         "before, at a new accuracy within two points of dense fine-tuning's",
         "source": "a goal of this library",
         "holds": False,
-        "figure": f"within 2 points in none of {len(world.labels[arm])} trials",
+        "figure": f"within 1 point on held-out samples in none of {len(world.labels[arm])} trials",
     }
     if point is not None:
         old, new = _gap(point.old, world.before), _gap(point.new, fastest.new)
@@ -283,7 +300,7 @@ def _ahead(world: World, arm: str, rival: str) -> Claim:
     ours, theirs = (world.sparing(each, ALLOWED) for each in (arm, rival))
     claim: Claim = {
         "claim": f"{world.name}: targeted by {arm} keeps more of the old task than {rival}, at a "
-        "new accuracy within two points of dense fine-tuning's",
+        "new accuracy within two points of dense fine-tuning's on held-out samples",
         "source": "not in the paper",
         "holds": "unclear",
         "figure": "both are further than 2 points from dense",
@@ -354,11 +371,11 @@ def _draw(worlds: Sequence[World], path: Path) -> None:
                     markersize=5,
                     label=arm,
                 )
-            axes.set(title=world.name, xlabel="points of new accuracy given up")
+            axes.set(title=world.name, xlabel="points of new accuracy that may be given up")
             axes.grid(color="#e5e5e5", linewidth=0.6)
         grid[0].set_ylabel("old accuracy kept (%)")
         named = grid[0].get_legend_handles_labels()
-        figure.legend(*named, loc="outside lower center", ncols=4)
+        figure.legend(*named, loc="outside lower center", ncols=4 if len(worlds) > 1 else 2)
 
 
 STUDY = Study(
@@ -368,7 +385,7 @@ STUDY = Study(
     "Graphs), which proposes targeted updates and measures none",
     deviations=(
         "The paper names no task: digits 0 to 4 come before 5 to 9, with a head for each task or "
-        "one of five outputs for both, and digits before the same digits on their side.",
+        "one of five outputs for both.",
         "Every arm has six settings, and where in its course it stops, chosen by held-out samples "
         "of both tasks, on average over the seeds: the most old accuracy within reach of the new "
         "one. One who has no old samples cannot choose so.",
@@ -384,7 +401,7 @@ STUDY = Study(
             test=180, old_steps=80, steps=24, stops=3, protected=50, seeds=2,
         ),
         "quick": Config(seeds=2, worlds=(SEPARATE,)),
-        "full": Config(),
+        "full": Config(worlds=(SEPARATE, SHARED)),
     },
     rows=rows,
     conclude=conclude,

@@ -31,7 +31,8 @@ def fisher(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     totals = {name: torch.zeros_like(each) for name, each in learned.items()}
     for label in range(shares.shape[1]):
         slopes = vmap(grad(surprise), in_dims=(None, 0, None))
-        for some, share in zip(x.split(CHUNK), shares[:, label].split(CHUNK), strict=True):
+        chunks = (torch.split(each, CHUNK) for each in (x, shares[:, label]))
+        for some, share in zip(*chunks, strict=True):
             for name, each in slopes(learned, some, torch.tensor(label)).items():
                 totals[name] += torch.einsum("n,n...->...", share, each.square())
     return {name: total / len(x) for name, total in totals.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attrain.models import seeded
 from attrain.studies.targeted_old_task import (
@@ -37,9 +37,9 @@ class Config:
     steps that made the model. few: labels where they are few. some: labels where they are wrong,
     or of new classes. replayed: kept samples per old class. held: samples that choose the rate.
     test: of each test set. protected: old samples that say what the old task needs. steps, rates:
-    of fine-tuning. picture_batch: batch size of the convolutional network. shares: of the steps
-    that dense training is stopped at. density: of targeted training. pairs: of measurements of
-    the time.
+    of fine-tuning. picture_rates, picture_batch: of the convolutional network. shares: of the
+    steps that dense training is stopped at. density: of targeted training. seeds: of a setting;
+    `confirming`: of those that are `confirmed`. pairs: of measurements of the time.
     """
 
     names: tuple[str, ...] = ()
@@ -59,10 +59,13 @@ class Config:
     batch_size: int = 64
     picture_batch: int = 16
     rates: tuple[float, ...] = (0.2, 0.06, 0.02)
+    picture_rates: tuple[float, ...] = (0.2, 0.06, 0.02, 0.006, 0.002)
     shares: tuple[float, ...] = (0.9, 1.0, 1.25)
     density: float = 0.25
-    seeds: int = 5
-    pairs: int = 5
+    seeds: int = 3
+    confirmed: tuple[str, ...] = ()
+    confirming: int = 5
+    pairs: int = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +207,8 @@ def more_pictures(config: Config, seed: int) -> Subject:
     if config.width:
         with seeded(seed):
             network = small_cnn((1, side, side), 10, config.width)
-            model = Heads(network[:-1], network[-1].in_features, 10)
+            *layers, last = network
+            model = Heads(nn.Sequential(*layers), last.in_features, 10)  # type: ignore[arg-type]
     else:
         model = _model(config, 10, seed)
     return _classes(config, config.pictures, model, side, seed)

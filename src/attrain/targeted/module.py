@@ -127,7 +127,8 @@ class Targeted(nn.Module):
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
         if warmup == 0:
             self._choose({each.name: self._draw(each) for each in self._layers}, (), told=False)
-        self.train(model.training)
+        self.training = model.training
+        self._freeze_statistics()
 
     @property
     def steps(self) -> int:
@@ -182,6 +183,11 @@ class Targeted(nn.Module):
                     layer.norm.restore(layer.mask)
         self._steps += 1
         if self._due(self._steps):
+            if self._rule.needs != "nothing" and self._measuring is None and self._batch is None:
+                raise InputError(
+                    "rows are chosen after this step, and no pass in training was seen before it: "
+                    "call the Targeted itself, targeted(x), in training mode, and backward()."
+                )
             found = self._scored()
             self._late = found is None
             if found is not None:
@@ -400,11 +406,14 @@ class Targeted(nn.Module):
     def train(self, mode: bool = True) -> "Targeted":
         """Set training or evaluation, in which BatchNorm stays where its statistics are frozen."""
         super().train(mode)
-        if mode and self.statistics == "freeze":
+        self._freeze_statistics()
+        return self
+
+    def _freeze_statistics(self) -> None:
+        if self.statistics == "freeze":
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        return self
 
     def extra_repr(self) -> str:
         """Return the options that a printed module shows."""

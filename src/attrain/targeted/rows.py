@@ -34,10 +34,9 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, of_weight: Tensor, of_bias: Tensor | None, given: Rows
     ) -> Tensor:
-        weight = given.weight
         ctx.rows, ctx.truncated = given.rows, given.truncated
-        ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, given.bias)
+        ctx.save_for_backward(x, of_weight if given.truncated else given.weight)
+        return F.linear(x, given.weight, given.bias)
 
     @staticmethod
     @once_differentiable
@@ -49,7 +48,7 @@ class _Linear(torch.autograd.Function):
         back = of_weight = of_bias = None
         if wants_x:
             if ctx.truncated:
-                back = (chosen @ weight.index_select(0, ctx.rows)).view(x.shape)
+                back = (chosen @ weight).view(x.shape)
             else:
                 back = s @ weight
         if wants_weight:
@@ -79,7 +78,8 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x: Tensor, of_weight: Tensor, of_bias: Tensor | None, given: Rows, how: _How
     ) -> Tensor:
         ctx.rows, ctx.truncated, ctx.how = given.rows, given.truncated, how
-        ctx.save_for_backward(x, given.weight)
+        partly = given.truncated and how.groups == 1
+        ctx.save_for_backward(x, of_weight if partly else given.weight)
         out: Tensor = torch.convolution(
             x, given.weight, given.bias, how.stride, how.padding, how.dilation,
             False, [0] * len(how.stride), how.groups,
@@ -101,13 +101,12 @@ class _Convolution(torch.autograd.Function):
             if wants_weight:
                 of_weight = _way_back(s, x, weight, how, (False, True))[1].index_select(0, rows)
         elif ctx.truncated and wants_x:
-            part = weight.index_select(0, rows)
-            back, of_weight = _way_back(chosen, x, part, how, (True, wants_weight))
+            back, of_weight = _way_back(chosen, x, weight, how, (True, wants_weight))
         else:
             if wants_x:
                 back = _way_back(s, x, weight, how, (True, False))[0]
             if wants_weight:
-                part = weight[: len(rows)]  # of which the shape alone is needed
+                part = weight[: len(rows)]  # its shape is all that is needed
                 of_weight = _way_back(chosen, x, part, how, (False, True))[1]
         of_bias = chosen.sum((0, *range(2, s.ndim))) if wants_bias else None
         return back, of_weight, of_bias, None, None
