@@ -103,6 +103,7 @@ MEASURES = (
     Measure(
         "aur_above_uniform", "AUR above random", "Explanations", numbers.PLAIN, "higher",
         "the same of its recall: how much of the mass in the box or rationale it takes",
+        column=False,
     ),
     Measure(
         "noise_accuracy", "under noise", "Robustness", numbers.PERCENT, "higher",
