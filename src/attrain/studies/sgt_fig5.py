@@ -207,7 +207,7 @@ def _draw_maps(config: Config, results: Results, path: Path) -> None:
     with figures.drawing(
         path, 0.9 + 0.6 * width * len(pictures), 0.3 + 0.62 * len(lines)
     ) as figure:
-        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+        figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
         grid = figure.subplots(len(lines), width * len(pictures), squeeze=False)
         for axes in grid.flat:
             axes.set(xticks=[], yticks=[])
