@@ -264,6 +264,13 @@ def test_figure_6_by_given_areas(tmp_path, early, spread, holds):
     assert found.figures[0].is_file()
 
 
+def test_figure_6_is_unclear_where_a_box_was_not_learned(tmp_path):
+    results = vanishing(0.3, 0.01)
+    results["early, guided, seed 1"]["test"] = 0.5
+    found = sgt_fig6.conclude(sgt_fig6.Config(seeds=3), results, tmp_path)
+    assert {each["holds"] for each in found.claims} == {"unclear"}
+
+
 def digits(gain: float) -> dict:
     config = sgt_fig5.Config(models=("tcn",), epochs=(1,), seeds=3)
     found = {}
