@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from attrain.studies import depara, tasks, transfer
-from attrain.studies.depara import HELD, LINEAR, MEASURES, OTHERS, OURS, OWN, TUNED, Config
+from attrain.studies import depara_transfer, tasks, transfer
+from attrain.studies.depara_transfer import HELD, LINEAR, MEASURES, OTHERS, OURS, OWN, TUNED, Config
 from attrain.studies.tasks import TEN, WORLDS, Samples, Task, few, samples
 
 SMALL = Config(world="digits", seeds=3)
@@ -71,10 +71,10 @@ def test_few_labels_are_equally_many_of_each_class_and_held_out_ones_are_others(
 
 
 def test_every_target_has_enough_pictures_for_its_budget():
-    for name, config in depara.STUDY.budgets.items():
+    for name, config in depara_transfer.STUDY.budgets.items():
         world = WORLDS[config.world]
         assert config.labels // 10 > 0 and len(world.sources) >= 4 and len(world.targets) >= 2
-        assert len(world.sources) <= len(depara._MARKS), name
+        assert len(world.sources) <= len(depara_transfer._MARKS), name
         smallest = 1437 // 2  # the digits of scikit-learn
         assert 2 * config.labels + config.probe <= smallest
 
@@ -98,16 +98,16 @@ def test_a_source_gives_its_encoder_and_keeps_its_own_weights():
 
 def test_agreement_and_loss_by_hand():
     real = {"a": 0.9, "b": 0.8, "c": 0.5}
-    assert depara.agreement({"c": 1.0, "a": 3.0, "b": 2.0}, real) == pytest.approx(1)
-    assert depara.agreement({"c": 2.0, "a": 1.0, "b": 0.0}, real) == pytest.approx(-0.5)
-    assert math.isnan(depara.agreement(dict.fromkeys(real, 0.1), real))
-    assert math.isnan(depara.agreement(real, dict.fromkeys(real, 0.1)))
+    assert depara_transfer.agreement({"c": 1.0, "a": 3.0, "b": 2.0}, real) == pytest.approx(1)
+    assert depara_transfer.agreement({"c": 2.0, "a": 1.0, "b": 0.0}, real) == pytest.approx(-0.5)
+    assert math.isnan(depara_transfer.agreement(dict.fromkeys(real, 0.1), real))
+    assert math.isnan(depara_transfer.agreement(real, dict.fromkeys(real, 0.1)))
     controls = real | {"untrained": 0.1, "random labels": 0.2}
     said = {"a": 0.0, "b": 1.0, "c": 2.0, "untrained": -2.0, "random labels": -1.0}
-    assert depara.agreement_of_trained(said, controls) == pytest.approx(-1)
-    assert depara.agreement(said, controls) == pytest.approx(0.6)
-    assert depara.lost({"a": 1.0, "b": 2.0, "c": 3.0}, real) == pytest.approx(0.4)
-    assert depara.lost({"a": 3.0, "b": 2.0, "c": 1.0}, real) == 0
+    assert depara_transfer.agreement_of_trained(said, controls) == pytest.approx(-1)
+    assert depara_transfer.agreement(said, controls) == pytest.approx(0.6)
+    assert depara_transfer.lost({"a": 1.0, "b": 2.0, "c": 3.0}, real) == pytest.approx(0.4)
+    assert depara_transfer.lost({"a": 3.0, "b": 2.0, "c": 1.0}, real) == 0
 
 
 # What it adds up to -------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def made_up(seed: int) -> dict:
     noisy = {name: value + 0.01 * seed for name, value in order.items()}
     target = {"scratch": 0.5, "whole": 0.9, LINEAR: noisy, TUNED: noisy, "held": order}
     for told in ("few", "all"):
-        for method in depara.ATTRIBUTIONS:
+        for method in depara_transfer.ATTRIBUTIONS:
             target[f"{told}, {method}"] = {
                 name: [value, 0.5 - (0.1 * value if seed else -0.1 * value)]
                 for name, value in order.items()
@@ -131,7 +131,9 @@ def made_up(seed: int) -> dict:
 
 
 def concluded(out, rows):
-    conclusion = depara.conclude(SMALL, {f"seed {n}": row for n, row in enumerate(rows)}, out)
+    conclusion = depara_transfer.conclude(
+        SMALL, {f"seed {n}": row for n, row in enumerate(rows)}, out
+    )
     return {each["claim"]: each for each in conclusion.claims}, conclusion
 
 

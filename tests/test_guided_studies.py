@@ -12,8 +12,8 @@ from attrain.errors import InputError
 from attrain.guided import SaliencyGuided
 from attrain.metrics.faithfulness import FRACTIONS
 from attrain.studies import guided_evidence as evidence
-from attrain.studies import guided_fig3, guided_order
 from attrain.studies import guided_subjects as subjects
+from attrain.studies import sgt_fig3, sgt_order
 from attrain.studies.graph_subjects import images
 from attrain.studies.guided_subjects import ARMS, SALIENCIES, Recipe
 
@@ -200,7 +200,7 @@ def test_parts_add_up_and_know_whose_doing_it_is() -> None:
 
 # What figure 3 concludes --------------------------------------------------------------------------
 
-_FIG3 = guided_fig3.Config(seeds=4, control_seeds=3)
+_FIG3 = sgt_fig3.Config(seeds=4, control_seeds=3)
 _LEVELS = {subjects.REGULAR: 0.3, subjects.GUIDED: 0.2, subjects.RANDOM: 0.2}
 
 
@@ -208,10 +208,10 @@ def _fig3_results(levels: dict[str, float] | None = None) -> dict[str, Any]:
     """Rows whose curves are flat after the start, at a level per arm."""
     levels = levels or _LEVELS
     found = {}
-    for arm in guided_fig3.COMPARED:
+    for arm in sgt_fig3.COMPARED:
         for seed in range(_FIG3.seeds_of(arm)):
             level = levels.get(arm, 0.1) + 0.001 * ((seed * 7 + len(arm)) % 3)
-            curves = dict.fromkeys([*SALIENCIES, guided_fig3.NO_MAP], [1.0] + [level] * 9)
+            curves = dict.fromkeys([*SALIENCIES, sgt_fig3.NO_MAP], [1.0] + [level] * 9)
             found[f"{arm}, seed {seed}"] = {
                 "accuracy": 0.98 + 0.0001 * seed,
                 "curves": curves,
@@ -221,7 +221,7 @@ def _fig3_results(levels: dict[str, float] | None = None) -> dict[str, Any]:
 
 
 def test_figure_3_says_what_the_curves_say(tmp_path: Path) -> None:
-    found = guided_fig3.conclude(_FIG3, _fig3_results(), tmp_path)
+    found = sgt_fig3.conclude(_FIG3, _fig3_results(), tmp_path)
     holds = [claim["holds"] for claim in found.claims]
     # accuracy, six methods, ahead of random masks and of unmasked passes, as robust as before
     assert holds == [True, *[True] * 6, "unclear", False, False]
@@ -229,7 +229,7 @@ def test_figure_3_says_what_the_curves_say(tmp_path: Path) -> None:
     assert all(path.exists() for path in found.figures)
     row = next(each for each in found.rows if each["name"].startswith("guided: area"))
     assert row["ours"]["mean"] == pytest.approx((0.6 + 8 * 0.2) / 9, abs=0.002)
-    turned = guided_fig3.conclude(
+    turned = sgt_fig3.conclude(
         _FIG3, _fig3_results({subjects.REGULAR: 0.2, subjects.GUIDED: 0.3}), tmp_path
     )
     assert [claim["holds"] for claim in turned.claims[1:7]] == [False] * 6
@@ -239,10 +239,10 @@ def test_accuracy_is_preserved_only_where_the_interval_says_so() -> None:
     def gap(low: float | None, high: float | None) -> dict[str, Any]:
         return {"low": low, "high": high}
 
-    assert guided_fig3.preserved(gap(-0.004, 0.001), 0.005) is True
-    assert guided_fig3.preserved(gap(-0.02, -0.006), 0.005) is False
-    assert guided_fig3.preserved(gap(-0.02, 0.001), 0.005) == "unclear"
-    assert guided_fig3.preserved(gap(None, None), 0.005) == "unclear"
+    assert sgt_fig3.preserved(gap(-0.004, 0.001), 0.005) is True
+    assert sgt_fig3.preserved(gap(-0.02, -0.006), 0.005) is False
+    assert sgt_fig3.preserved(gap(-0.02, 0.001), 0.005) == "unclear"
+    assert sgt_fig3.preserved(gap(None, None), 0.005) == "unclear"
 
 
 # What the study of the order concludes ------------------------------------------------------------
@@ -270,10 +270,8 @@ def _order_row(seed: int) -> dict[str, Any]:
 
 
 def test_the_order_is_judged_by_its_measures(tmp_path: Path) -> None:
-    config = guided_order.Config(seeds=4, mirror_seeds=3)
-    rows = {
-        row.name: _order_row(int(row.name.rsplit(" ", 1)[1])) for row in guided_order.rows(config)
-    }
+    config = sgt_order.Config(seeds=4, mirror_seeds=3)
+    rows = {row.name: _order_row(int(row.name.rsplit(" ", 1)[1])) for row in sgt_order.rows(config)}
     for name, row in rows.items():
         seed = int(name.rsplit(" ", 1)[1])
         row["noise"]["signed"]["margin"] = -6.0 + 0.1 * seed
@@ -282,7 +280,7 @@ def test_the_order_is_judged_by_its_measures(tmp_path: Path) -> None:
             for model in ("own", "regular"):
                 row["curves"]["gradient"][f"{model} | own"] = [1.0] + [0.1 + 0.001 * seed] * 9
             row["masses"]["ink"] = 0.7
-    found = guided_order.conclude(config, rows, tmp_path)
+    found = sgt_order.conclude(config, rows, tmp_path)
     told = {claim["claim"]: claim["holds"] for claim in found.claims}
     assert told["The signed order lowers the area by gradient"] is True
     assert told["The absolute order lowers the area by gradient"] == "unclear"
@@ -300,8 +298,8 @@ def test_the_order_is_judged_by_its_measures(tmp_path: Path) -> None:
 
 
 def test_zero_is_told_of_no_rival() -> None:
-    claim = guided_order._compared(
-        "a", [0.1, 0.2, 0.3], [0.0, 0.0, 0.0], guided_fig3.percent, guided_fig3.points
+    claim = sgt_order._compared(
+        "a", [0.1, 0.2, 0.3], [0.0, 0.0, 0.0], sgt_fig3.percent, sgt_fig3.points
     )
     assert "against 0.00" in claim["figure"]
     assert FRACTIONS[0] == 0.0

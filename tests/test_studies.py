@@ -21,7 +21,7 @@ from attrain.cli import run
 from attrain.config import StudyConfig
 from attrain.errors import AttrainError, InputError
 from attrain.report import write_report
-from attrain.studies import BUDGETS, STUDIES, fig3, figA1, find, page, runner, toy
+from attrain.studies import BUDGETS, STUDIES, find, lfp_fig3, lfp_figA1, page, runner, toy
 from attrain.studies.runner import run_study
 from attrain.studies.stack import Training, accuracy
 from attrain.studies.study import Row
@@ -49,7 +49,7 @@ def results(folder: Path) -> dict:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_says_what_it_is_and_has_every_budget(name):
     study = find(name)
-    assert (study.id, study.title) == (name, STUDIES[name].title)
+    assert (study.id, study.title) == (name, STUDIES[name])
     assert tuple(study.budgets) == BUDGETS
     assert re.search(r"\d{4}\.\d{5}", study.source) or UNNUMBERED in study.source
     assert all(text.endswith(".") for text in study.deviations)
@@ -180,7 +180,7 @@ def test_the_list_names_every_study(capsys):
     assert run(["study", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(STUDIES)
-    assert all(entry.title in line for entry, line in zip(STUDIES.values(), lines, strict=True))
+    assert all(title in line for title, line in zip(STUDIES.values(), lines, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -309,8 +309,8 @@ def test_the_best_rate_is_the_middle_one_of_those_that_are_as_good():
 
 def test_shares_of_weights_by_threshold_follow_the_definition():
     layers = [np.array([[2.0, -1.0], [0.2, -0.6]]), np.array([[0.0, -4.0]])]
-    positive, neutral, negative = fig3.shares(layers)
-    for place, theta in enumerate(fig3.THETAS):
+    positive, neutral, negative = lfp_fig3.shares(layers)
+    for place, theta in enumerate(lfp_fig3.THETAS):
         counts = [0, 0, 0]
         for layer in layers:
             for weight in layer.ravel():
@@ -327,7 +327,7 @@ def test_rates_are_compared_by_the_middle_of_those_that_are_as_good():
     results = {"blobs, LFP, sum": lfp, "blobs, gradient descent, mean": gradient}
 
     def ratios() -> list[float]:
-        return fig3._ratios(config, results, "blobs", "sum", "mean")
+        return lfp_fig3._ratios(config, results, "blobs", "sum", "mean")
 
     assert ratios() == pytest.approx([math.sqrt(10), 10])
     lfp["accuracy"][0] = [0.5, 0.9, 0.88]
@@ -340,7 +340,7 @@ def test_rates_are_compared_by_the_middle_of_those_that_are_as_good():
 def test_accuracies_within_a_deviation_of_the_goal_are_unclear():
     def verdict(*accuracies: float):
         one = {"accuracy": [[each] for each in accuracies], "best": 0}
-        return figA1._reaches({"blobs, tanh": one}, "tanh", {"blobs": 0.9})
+        return lfp_figA1._reaches({"blobs, tanh": one}, "tanh", {"blobs": 0.9})
 
     assert verdict(0.9, 0.92) is True
     assert verdict(0.86, 0.92) == "unclear"

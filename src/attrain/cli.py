@@ -217,8 +217,8 @@ def _study(config: StudyConfig, arguments: Sequence[str]) -> int:
 
     if config.study == "list":
         width = max(map(len, STUDIES))
-        for name, entry in STUDIES.items():
-            print(f"{name:<{width}}  {entry.title}")
+        for name, title in STUDIES.items():
+            print(f"{name:<{width}}  {title}")
         return 0
     check(config)
     out = config.out or free_folder("study", config.study, config.resume)

@@ -11,7 +11,8 @@ from attrain.guided import SaliencyGuided
 from attrain.metrics.cost import cpu_time, interleaved, saved_at_once
 from attrain.models import build
 from attrain.studies.graph_subjects import images
-from attrain.studies.guided_cost import (
+from attrain.studies.guided_subjects import GUIDED, REGULAR
+from attrain.studies.sgt_cost import (
     EXACT,
     FAST,
     HAND,
@@ -29,7 +30,6 @@ from attrain.studies.guided_cost import (
     quartiles,
     reached,
 )
-from attrain.studies.guided_subjects import GUIDED, REGULAR
 from attrain.studies.verdicts import no_worse, told, verdict
 
 # Time and memory ----------------------------------------------------------------------------------

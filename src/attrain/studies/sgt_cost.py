@@ -21,8 +21,8 @@ from attrain.metrics.faithfulness import accuracy_drop, area, corner
 from attrain.metrics.statistics import paired_difference
 from attrain.models import build
 from attrain.studies.graph_subjects import accuracy, images
-from attrain.studies.guided_cost_figures import draw_convergence, draw_quality, draw_steps
 from attrain.studies.guided_subjects import GUIDED, REGULAR, Recipe, maps, predicted, trained
+from attrain.studies.sgt_cost_figures import draw_convergence, draw_quality, draw_steps
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
 from attrain.studies.verdicts import Verdict, no_worse, told, verdict
 from attrain.training import train

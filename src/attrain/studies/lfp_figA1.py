@@ -10,7 +10,7 @@ import numpy as np
 
 from attrain.errors import CreditWarning
 from attrain.report.palette import LIGHT
-from attrain.studies import fig3, figures
+from attrain.studies import figures, lfp_fig3
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
 from attrain.studies.toy import (
     BUDGETS,
@@ -53,7 +53,7 @@ def _name(data: str, activation: str) -> str:
 
 def _measure(config: Config, data: str, activation: str) -> Result:
     sign = "flip" if activation == FLIPPED else "keep"
-    training = partial(fig3.training, "LFP", "sum", opposite_sign=sign)
+    training = partial(lfp_fig3.training, "LFP", "sum", opposite_sign=sign)
     with warnings.catch_warnings():
         # Sigmoid does not keep the sign of its input: whether it learns all the same is measured.
         warnings.simplefilter("ignore", CreditWarning)

@@ -14,7 +14,7 @@ from attrain.data import Data
 from attrain.metrics.attacks import fgsm
 from attrain.metrics.faithfulness import accuracy_drop, area, corner, random_attribution
 from attrain.metrics.statistics import paired_difference
-from attrain.studies import guided_order_figures as drawings
+from attrain.studies import sgt_order_figures as drawings
 from attrain.studies.graph_subjects import accuracy, images
 from attrain.studies.guided_evidence import (
     BY_CHANCE,
@@ -29,7 +29,6 @@ from attrain.studies.guided_evidence import (
     taken,
     without_ink,
 )
-from attrain.studies.guided_fig3 import percent, points
 from attrain.studies.guided_subjects import (
     ABSOLUTE,
     GUIDED,
@@ -41,6 +40,7 @@ from attrain.studies.guided_subjects import (
     maps,
     trained,
 )
+from attrain.studies.sgt_fig3 import percent, points
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
 
 ARMS = (REGULAR, GUIDED, ABSOLUTE, RANDOM)

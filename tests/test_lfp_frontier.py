@@ -10,8 +10,8 @@ from torch import nn
 from attrain.errors import InputError
 from attrain.methods import METHODS
 from attrain.runs import write_json
-from attrain.studies import frontier
-from attrain.studies.frontier import CONTENDERS, OURS, PLAIN, REMOVED, Config, Setting
+from attrain.studies import lfp_frontier
+from attrain.studies.lfp_frontier import CONTENDERS, OURS, PLAIN, REMOVED, Config, Setting
 from attrain.studies.starts import keep_from_zero_
 
 L1 = "gradient descent with L1"
@@ -28,12 +28,12 @@ def results(config: Config, final) -> dict:
     """Return made-up results; `final` maps a contender's name and a seed to its accuracies."""
     found = {}
     for name, contender in CONTENDERS.items():
-        for setting, seed in frontier._tuned(contender):
-            accuracy = kept(0.99, *(height(contender, setting, p) for p in frontier.POINTS))
-            found[frontier._trial_name(name, setting, seed)] = {"accuracy": accuracy}
+        for setting, seed in lfp_frontier._tuned(contender):
+            accuracy = kept(0.99, *(height(contender, setting, p) for p in lfp_frontier.POINTS))
+            found[lfp_frontier._trial_name(name, setting, seed)] = {"accuracy": accuracy}
         for setting in contender.chosen.values():
             for seed in range(config.seeds):
-                found[frontier._final_name(name, setting, seed)] = final(name, seed)
+                found[lfp_frontier._final_name(name, setting, seed)] = final(name, seed)
     return found
 
 
@@ -45,7 +45,7 @@ def height(contender, setting: Setting, point: float) -> float:
 
 
 def claims(found: dict, out, config: Config = FEW):
-    conclusion = frontier.conclude(config, found, out)
+    conclusion = lfp_frontier.conclude(config, found, out)
     return {claim["claim"]: claim for claim in conclusion.claims}, conclusion
 
 
@@ -58,14 +58,14 @@ def of_lfp(name: str, seed: int) -> dict:
 
 
 def test_every_row_has_results_of_its_own_name():
-    assert {row.name for row in frontier.rows(FEW)} == set(results(FEW, of_lfp))
+    assert {row.name for row in lfp_frontier.rows(FEW)} == set(results(FEW, of_lfp))
 
 
 def test_l1_is_tried_more_often_than_lfp_and_all_that_is_picked_was_tried():
     assert len(CONTENDERS[L1].trials) > len(CONTENDERS[OURS].trials)
     for contender in CONTENDERS.values():
         assert len(set(contender.trials)) == len(contender.trials)
-        assert set(contender.chosen) == set(frontier.POINTS)
+        assert set(contender.chosen) == set(lfp_frontier.POINTS)
         assert set(contender.chosen.values()) <= set(contender.trials)
 
 
@@ -115,7 +115,7 @@ def test_a_goal_is_missed_where_the_dense_model_is(tmp_path):
 def test_a_pick_that_the_trials_contradict_is_said(tmp_path):
     other = results(FEW, of_lfp)
     better = CONTENDERS[L1].trials[0]
-    other[frontier._trial_name(L1, better)] = {"accuracy": kept(0.99, 0.95, 0.95)}
+    other[lfp_frontier._trial_name(L1, better)] = {"accuracy": kept(0.99, 0.95, 0.95)}
     found, _ = claims(other, tmp_path)
     claim = found[f"For 98%, the setting of {L1} is the best of its 44 trials"]
     assert claim["holds"] is False and str(better) in claim["figure"]
@@ -136,8 +136,8 @@ def test_what_is_repeated_is_picked_by_its_mean_over_the_seeds(tmp_path):
     assert claim["figure"].endswith(f", mean of seeds 0 to 2 of the best {len(several)}")
     other = next(each for each in several if each != CONTENDERS[OURS].chosen[point])
     # Seed 0 still puts the chosen one first; the mean (0.85 + 2 * 0.95) / 3 does not.
-    for seed in frontier.CONFIRMING[1:]:
-        found[frontier._trial_name(OURS, other, seed)] = {"accuracy": kept(0.99, 0.95, 0.8)}
+    for seed in lfp_frontier.CONFIRMING[1:]:
+        found[lfp_frontier._trial_name(OURS, other, seed)] = {"accuracy": kept(0.99, 0.95, 0.8)}
     claim, *_ = confirmed_claim(found, tmp_path)
     assert claim["holds"] is False
     assert claim["figure"].startswith(f"{other}: 99.00, 91.67, 80.00%")
@@ -147,7 +147,7 @@ def test_what_is_repeated_must_be_the_best_of_seed_0(tmp_path):
     found = results(FEW, of_lfp)
     several = CONTENDERS[OURS].confirmed[0.95]
     passed_over = next(each for each in CONTENDERS[OURS].trials if each not in several)
-    found[frontier._trial_name(OURS, passed_over)] = {"accuracy": kept(0.99, 0.89, 0.8)}
+    found[lfp_frontier._trial_name(OURS, passed_over)] = {"accuracy": kept(0.99, 0.89, 0.8)}
     claim, *_ = confirmed_claim(found, tmp_path)
     assert claim["holds"] is False
 
@@ -164,17 +164,17 @@ def test_the_setting_for_95_percent_needs_a_dense_accuracy():
     trials = {
         sparse: kept(0.98, 0.979, 0.978),
         dense: kept(0.99, 0.97, 0.5),
-        broken: frontier.NEVER,
+        broken: lfp_frontier.NEVER,
     }
-    assert frontier.pick(trials, 0.95, least_dense=0.986) == dense
-    assert frontier.pick(trials, 0.95, least_dense=0.97) == sparse
-    assert frontier.pick(trials, 0.98, least_dense=0.986) == sparse
-    assert frontier.pick(trials, 0.95, least_dense=0.999) == dense
+    assert lfp_frontier.pick(trials, 0.95, least_dense=0.986) == dense
+    assert lfp_frontier.pick(trials, 0.95, least_dense=0.97) == sparse
+    assert lfp_frontier.pick(trials, 0.98, least_dense=0.986) == sparse
+    assert lfp_frontier.pick(trials, 0.95, least_dense=0.999) == dense
 
 
 def test_a_setting_changes_what_it_names_and_keeps_the_rest():
     lfp = METHODS["lfp"]
-    method = frontier._sparse(0.3, 4e-3).of(lfp)
+    method = lfp_frontier._sparse(0.3, 4e-3).of(lfp)
     assert (method.learning_rate, method.weight_decay, method.course) == (0.3, 4e-3, "release")
     assert method.credit == {**lfp.credit, "scale": "contraharmonic"}
     assert Setting(0.1, l1=1e-3).of(METHODS["sgd-l1"]).credit is None

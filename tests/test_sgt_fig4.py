@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from attrain.metrics.faithfulness import FRACTIONS
-from attrain.studies.guided_replacement import (
+from attrain.studies.sgt_fig4 import (
     IID,
     OOD,
     RANDOM,

@@ -2,15 +2,15 @@
 
 import pytest
 
-from attrain.studies import fig7
-from attrain.studies.fig7 import Case, Config
+from attrain.studies import lfp_fig7_A3
+from attrain.studies.lfp_fig7_A3 import Case, Config
 
 
 def results(config, accuracy):
     """Return made-up results; `accuracy` maps a case to its final accuracy."""
     found = {}
-    for row in fig7.rows(config):
-        if "case" in row.run.func.__name__ or row.run.func is fig7.trained:
+    for row in lfp_fig7_A3.rows(config):
+        if "case" in row.run.func.__name__ or row.run.func is lfp_fig7_A3.trained:
             (case,) = row.run.args
             found[row.name] = {"test_accuracy": [0.5, accuracy(case)], "case": case}
         else:
@@ -19,7 +19,7 @@ def results(config, accuracy):
 
 
 def claims(config, accuracy, out):
-    found = fig7.conclude(config, results(config, accuracy), out)
+    found = lfp_fig7_A3.conclude(config, results(config, accuracy), out)
     return {claim["claim"]: claim for claim in found.claims}, found
 
 
@@ -59,7 +59,7 @@ def test_statements_are_denied_and_left_open_as_the_numbers_ask(tmp_path):
 
 
 def test_the_full_budget_has_every_setting_of_the_paper_once():
-    names = [row.name for row in fig7.rows(fig7.STUDY.budgets["full"])]
+    names = [row.name for row in lfp_fig7_A3.rows(lfp_fig7_A3.STUDY.budgets["full"])]
     # Two models, two methods, three lengths and two more decays, eight rates, three seeds.
     assert len(names) == len(set(names)) == 2 * 3 + 2 * 2 * 5 * 8 * 3
     assert "mlp, lfp, rate 0.25, T 15, beta 0.9, seed 0" in names

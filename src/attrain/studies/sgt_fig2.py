@@ -12,7 +12,6 @@ import torch
 from attrain.metrics.distribution import gradient_distribution, object_of
 from attrain.metrics.statistics import paired_difference
 from attrain.studies.graph_subjects import images
-from attrain.studies.guided_gradient_figures import draw_examples, draw_means, draw_spreads
 from attrain.studies.guided_subjects import (
     GUIDED,
     RANDOM,
@@ -23,6 +22,7 @@ from attrain.studies.guided_subjects import (
     predicted,
     trained,
 )
+from attrain.studies.sgt_fig2_figures import draw_examples, draw_means, draw_spreads
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
 from attrain.studies.verdicts import no_worse, told, verdict
 

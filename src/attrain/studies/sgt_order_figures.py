@@ -13,7 +13,7 @@ from attrain.studies.guided_evidence import BY_CHANCE, BY_SIZE, FAR, INK, RIM, S
 from attrain.studies.guided_subjects import REGULAR
 
 if TYPE_CHECKING:
-    from attrain.studies.guided_order import Found
+    from attrain.studies.sgt_order import Found
 
 _ZONES: Mapping[str, tuple[str, str]] = {
     INK: ("on the ink", LIGHT[1]),

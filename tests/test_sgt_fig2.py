@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from attrain.studies import guided_gradients as gradients
-from attrain.studies.guided_gradients import FIGURES, SHARPER, Config, Task
+from attrain.studies import sgt_fig2 as gradients
 from attrain.studies.guided_subjects import GUIDED, RANDOM, REGULAR, Recipe
+from attrain.studies.sgt_fig2 import FIGURES, SHARPER, Config, Task
 
 RECIPE = Recipe(data="digits", model="mlp", samples=200, epochs=3, batch_size=32)
 TASK = Task(RECIPE, arms=(REGULAR, GUIDED, RANDOM), seeds=3, test=40, shown=4)
