@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from small_models import batch, build
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import attrain
 from attrain.errors import InputError
@@ -865,3 +866,25 @@ def test_a_checkpoint_of_another_density():
     targeted, other = (Targeted(made(), d, "random", warmup=0) for d in (0.5, 0.25))
     with pytest.raises(RuntimeError, match="6 rows of layer 'fc0' learn in the checkpoint, and"):
         other.load_state_dict(targeted.state_dict())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_targeted_layer_in_a_checkpoint_is_refused_and_a_dense_one_learns(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = torch.relu(self.first(x))
+            return self.out(checkpoint(self.inner, h, use_reentrant=reentrant))
+
+    x = torch.randn(5, 6)
+    targeted = attrain.Targeted(Checkpointed(), score="error")
+    with pytest.raises(
+        InputError, match="layer 'inner' is called in an activation checkpoint, and"
+    ):
+        targeted(x)
+    targeted = attrain.Targeted(Checkpointed(), score="error", dense=["inner", "out"])
+    targeted(x).sum().backward()
+    assert targeted.model.inner.weight.grad is not None

@@ -1,11 +1,14 @@
 """What is asked of targeted updates, checked before time is spent: one sentence for each fault."""
 
+import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.utils import checkpoint
 
 from attrain.errors import InputError
 
@@ -99,6 +102,23 @@ def optimizers(given: Any, parts: Iterable[Tensor]) -> None:
         raise InputError(
             f"the optimizer lacks {missing} of the parameters that hold rows: build it on "
             "targeted.parameters(), not on those of the model."
+        )
+
+
+def recomputed(name: str) -> None:
+    """Raise InputError inside an activation checkpoint, whose second pass knows of no rows."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    inside = hooks is not None and hooks[0].__module__ == checkpoint.__name__
+    if hooks is None and not torch.is_grad_enabled():  # a reentrant one, or torch.no_grad
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and not inside:
+            inside = frame.f_code.co_filename == checkpoint.__file__
+            frame = frame.f_back
+    if inside:
+        raise InputError(
+            f"layer {name!r} is called in an activation checkpoint, and the pass that computes it "
+            f"again does not know which rows learn: train it as ever, dense=[{name!r}, ...], or "
+            "leave the checkpoint out."
         )
 
 

@@ -120,6 +120,8 @@ class Watching(TorchFunctionMode):
         return value if layer is None else _assembled(layer)[int(value is not layer.weight)]
 
     def _run(self, layer: Layer, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        if self.substitute:
+            checks.recomputed(layer.name)
         if not self.substitute:
             out: Tensor = func(*args, **kwargs)
         elif layer.rows is None or is_active():
