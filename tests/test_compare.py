@@ -23,6 +23,8 @@ from attrain.runs import load_weights, read_json, read_jsonl
 from attrain.training import evaluate, predict
 
 TRAINING = TrainingConfig(epochs=2, device="cpu")
+WITH_EVIDENCE = {"aup_above_uniform", "aur_above_uniform"}
+"""Null for digits, whose pixels nobody has marked."""
 MEASURES = {
     "test_accuracy",
     "test_loss",
@@ -91,7 +93,9 @@ def test_the_results_hold_every_measure_of_every_seed(out):
     assert (results["schema"], results["kind"], results["id"]) == (1, "compare", "compare")
     assert (results["rows"], results["claims"], results["budget"]) == ([], [], None)
     for name, measures in results["methods"].items():
-        assert measures.keys() == MEASURES | {"seeds"} and measures["seeds"] == [0, 1]
+        assert measures.keys() == MEASURES | WITH_EVIDENCE | {"seeds"}
+        assert measures["seeds"] == [0, 1]
+        assert all(measures[key]["values"] == [None, None] for key in WITH_EVIDENCE)
         for key in MEASURES:
             values = measures[key]["values"]
             assert measures[key]["mean"] == pytest.approx(np.mean(values))

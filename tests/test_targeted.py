@@ -811,7 +811,9 @@ def test_a_step_without_a_pass(score):
     optimizer = torch.optim.SGD(targeted.parameters(), lr=0.1)
     x, y = batches()[0]
     F.cross_entropy(targeted.model(x), y).backward()
-    with pytest.raises(InputError, match="no pass in training was seen before it: call the Targ"):
+    with pytest.raises(
+        InputError, match="no pass through Targeted was seen before it, so that no row"
+    ):
         targeted.step(optimizer)
 
 

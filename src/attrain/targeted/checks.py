@@ -39,8 +39,63 @@ def options(
         raise InputError(
             f"memory={memory!r} is the share of earlier refreshes in a score: it lies in [0, 1)."
         )
-    if not _integer(seed):
-        raise InputError(f"seed must be an integer, got {seed!r}.")
+    if not _integer(seed) or not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed must be an integer of 64 bits, got {seed!r}.")
+
+
+def names(dense: Any, on_refresh: Any) -> None:
+    """Raise InputError for what is no name, nor several, and for what cannot be called."""
+    several = isinstance(dense, (list, tuple)) and all(isinstance(each, str) for each in dense)
+    if dense is not None and not isinstance(dense, str) and not several:
+        raise InputError(f"dense takes names or patterns of layers, got {dense!r}.")
+    if on_refresh is not None and not callable(on_refresh):
+        raise InputError(
+            f"on_refresh is called with a Refresh, and {type(on_refresh).__name__} cannot be."
+        )
+
+
+def batches(given: Any) -> None:
+    """Raise InputError for one batch in place of several, and for what is neither."""
+    one = isinstance(given, tuple) and len(given) == 2 and all(map(_maybe_tensor, given))
+    if one or isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise InputError(
+            f"protect takes batches, a loader or a list of (x, y), got {type(given).__name__}: for "
+            "one batch, [(x, y)] or [x]."
+        )
+
+
+def pair(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Return inputs and class indices of a batch; raises InputError for what is neither."""
+    given = tuple(batch) if isinstance(batch, (tuple, list)) else (batch, None)
+    kinds = [type(each).__name__ for each in given]
+    if len(given) != 2 or not isinstance(given[0], Tensor) or not _maybe_tensor(given[1]):
+        raise InputError(
+            f"a batch for protect is (x, y) or x, tensors both, got {', '.join(kinds)}: to call "
+            "the model otherwise, give forward=."
+        )
+    return given
+
+
+def _maybe_tensor(value: Any) -> bool:
+    return value is None or isinstance(value, Tensor)
+
+
+def labels(y: Tensor | None, out: Tensor, axis: int) -> None:
+    """Raise InputError for labels that name no outputs."""
+    if y is None:
+        return
+    wanted = [size for place, size in enumerate(out.shape) if place != axis % out.ndim]
+    classes = out.shape[axis]
+    if y.dtype != torch.int64 or list(y.shape) != wanted:
+        raise InputError(
+            f"class indices for outputs {list(out.shape)} are int64 {wanted}, got {y.dtype} "
+            f"{list(y.shape)}."
+        )
+    if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise InputError(
+            f"labels go from {int(y.min())} to {int(y.max())}, and the model names {classes} "
+            f"classes, 0 to {classes - 1}: give forward= where the old task has another head."
+        )
 
 
 def _number(value: Any) -> bool:
@@ -96,6 +151,11 @@ def optimizers(given: Any, parts: Iterable[Tensor]) -> None:
     for each in given:
         if not isinstance(each, torch.optim.Optimizer):
             raise InputError(f"step takes a torch.optim.Optimizer, got {type(each).__name__}.")
+        if isinstance(each, torch.optim.LBFGS):
+            raise InputError(
+                "LBFGS remembers all parameters as one, so that rows cannot come and go: use an "
+                "optimizer that remembers each by itself, such as SGD or AdamW."
+            )
     held = {id(p) for each in given for group in each.param_groups for p in group["params"]}
     missing = sum(id(part) not in held for part in parts)
     if missing:

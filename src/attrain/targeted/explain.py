@@ -20,11 +20,23 @@ from attrain.targeted.watching import Measuring, Watching
 
 
 class Batch(NamedTuple):
-    """What a model is called with, and which outputs are explained: see `classes`."""
+    """What a model is called with, which outputs are explained, and whether the loss was finite."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     wanted: Tensor | None = None
+    finite: bool = True
+
+    def as_of(self, model: nn.Module) -> "Batch":
+        """Return inputs in half precision, as mixed precision makes them, in the model's type."""
+        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+        def cast(value: Any) -> Any:
+            half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+            return value.to(kind) if half and kind is not None else value
+
+        kwargs = {name: cast(value) for name, value in self.kwargs.items()}
+        return self._replace(args=tuple(map(cast, self.args)), kwargs=kwargs)
 
 
 def wanted(slopes: Tensor) -> Tensor | None:
@@ -65,6 +77,7 @@ def measure(
             "units are explained by a pass of their own, and a credit context is active here: "
             "leave it before this call."
         )
+    batch = batch.as_of(model)
     measuring = Measuring(function)
     watching = Watching(layers, norms, substitute=False, cut=True, measuring=measuring)
     example = next((each for each in batch.args if isinstance(each, Tensor)), torch.empty(0))

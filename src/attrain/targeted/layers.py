@@ -64,7 +64,8 @@ class Layer:
     their memory. Afterwards they hold the rows [k] alone, as copies that learn.
 
     units: how many; k: how many of them learn. rows: [k], sorted, None while all do. since: [k],
-    after how many steps of Adam they entered; late: whether any did so. scores: the smoothed ones
+    after how many steps of Adam they entered; late: whether any did so; counted: how many steps a
+    parameter had made when it was last looked at. scores: the smoothed ones
     [units]; protected: relevance for an old task [units]. norm: of the BatchNorm behind the layer,
     once a forward pass has shown it.
     """
@@ -85,6 +86,7 @@ class Layer:
         self.mask: Tensor | None = None
         self.since: Tensor | None = None
         self.late = False
+        self.counted: dict[int, float] = {}
         self.scores: Tensor | None = None
         self.protected: Tensor | None = None
         self.norm: Norm | None = None
@@ -132,9 +134,12 @@ class Layer:
             self.norm.keep()
         self._versions = self._seen()
 
-    def sync(self) -> None:
-        """Write what has been learned into the whole."""
-        if self.rows is None or self._seen() == self._versions:
+    def sync(self, *, always: bool = False) -> None:
+        """Write what has been learned into the whole; `always`, though no change can be told.
+
+        Fused optimizers, and those that write into `.data`, leave no trace in versions.
+        """
+        if self.rows is None or (self._seen() == self._versions and not always):
             return
         for part, whole in self.parts():
             whole.index_copy_(0, self.rows, part)

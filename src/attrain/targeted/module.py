@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attrain.attribution.conditions import as_in_evaluation
 from attrain.attribution.targets import scores as outputs_of
 from attrain.credit import natively
 from attrain.errors import InputError, unknown
@@ -96,6 +97,7 @@ class Targeted(nn.Module):
         super().__init__()
         checks.model(model)
         checks.options(density, refresh, warmup, exploration, memory, seed)
+        checks.names(dense, on_refresh)
         for kind, value, known in (
             ("input_gradient", input_gradient, INPUT_GRADIENTS),
             ("statistics", statistics, STATISTICS),
@@ -117,7 +119,7 @@ class Targeted(nn.Module):
         names = [dense] if isinstance(dense, str) else dense
         self._layers, self.dense = layers.find(model, names, density, self.parts)
         self._assumed = next(iter(self.dense)) if dense is None else None
-        self._steps, self._late = 0, False
+        self._steps, self._late, self._passed = 0, False, False
         self._generator = torch.Generator().manual_seed(seed)
         self._measuring: Measuring | None = None
         self._batch: Batch | None = None
@@ -143,8 +145,11 @@ class Targeted(nn.Module):
             for layer in self._layers:
                 layer.check()
                 layer.sync()
+                if layer.norm is not None and layer.mask is not None:
+                    layer.norm.keep()
         if not torch.is_grad_enabled():
             return self.model(*args, **kwargs)
+        self._passed = True
         wrapper = distributed.around()
         if wrapper is not None:
             self._wrapper = weakref.ref(wrapper)
@@ -175,10 +180,16 @@ class Targeted(nn.Module):
         if tuple(map(id, given)) != self._known or not given:
             checks.optimizers(given, self.parts.parameters())
             self._known = tuple(map(id, given))
+        if not self._passed:
+            raise InputError(
+                "a step was made, and no pass through Targeted was seen before it, so that no row "
+                "can have learned: call the Targeted itself, targeted(x), and backward()."
+            )
+        self._passed = False
         with torch.no_grad(), natively():
             for layer in self._layers:
                 state.correct_bias(given, layer)
-                layer.sync()
+                layer.sync(always=True)
                 if layer.norm is not None and layer.mask is not None:
                     layer.norm.restore(layer.mask)
         self._steps += 1
@@ -230,7 +241,8 @@ class Targeted(nn.Module):
 
         def came_back(slopes: Tensor) -> None:
             with torch.no_grad(), natively():
-                self._batch = Batch(*kept, explain.wanted(slopes))
+                finite = bool(slopes.isfinite().all())
+                self._batch = Batch(*kept, explain.wanted(slopes), finite)
 
         if out.requires_grad:
             with natively():
@@ -246,7 +258,7 @@ class Targeted(nn.Module):
         found: dict[str, tuple[Tensor, int]] = {}
         if rule.needs == "training":
             found = self._measuring.found if self._measuring is not None else {}
-        elif rule.needs != "nothing" and self._batch is not None:
+        elif rule.needs != "nothing" and self._batch is not None and self._batch.finite:
             assert rule.function is not None
             found = explain.measure(
                 self.model, self._table, self._norms, self._batch, rule.function,
@@ -326,23 +338,22 @@ class Targeted(nn.Module):
         class that the model names. forward: from inputs to the old task's outputs, where the model
         does not return them itself. Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
 
-        Raises InputError for no batches.
+        Raises InputError for no batches, and for what are none.
         """
         totals: dict[str, Tensor] = {}
         count = 0
+        checks.batches(batches)
         with torch.no_grad(), natively():
             for layer in self._layers:
                 layer.sync()
         for batch in batches:
-            x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
-            with torch.no_grad():
-                was = self.model.training
-                self.model.eval()
+            x, y = checks.pair(batch)
+            with as_in_evaluation(self.model, x), torch.no_grad():
                 out = outputs_of((forward or self.model)(x))
-                self.model.train(was)
             axis = explain.class_axis(out)
             wanted = None
             if out.ndim > 1 and out.shape[axis] > 1:
+                checks.labels(y, out, axis)
                 wanted = out.argmax(axis, keepdim=True) if y is None else y.unsqueeze(axis)
             found = explain.measure(
                 self.model,

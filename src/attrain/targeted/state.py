@@ -42,6 +42,14 @@ def take_over(optimizers: Sequence[Optimizer], layer: Layer, rows: Tensor) -> No
         since[entering] = _steps(optimizers, layer.of_weight)
     layer.since = since.index_select(0, rows)
     layer.late = bool(layer.since.any())
+    layer.counted = {
+        id(each): _steps(optimizers, each)
+        for each in (*(part for part, _ in layer.parts()), *_of_norm(layer))
+    }
+
+
+def _of_norm(layer: Layer) -> list[torch.nn.Parameter]:
+    return [] if layer.norm is None else layer.norm.parameters
 
 
 def _by_row(state: Any, count: int) -> list[tuple[str, Tensor]]:
@@ -82,13 +90,21 @@ def correct_bias(optimizers: Iterable[Optimizer], layer: Layer) -> None:
     for optimizer in optimizers:
         if isinstance(optimizer, Adam):
             for parameter, places, before in pairs:
-                if parameter.grad is not None and parameter in optimizer.state:
+                if parameter in optimizer.state and _moved(optimizer, layer, parameter):
                     group = next(
                         each
                         for each in optimizer.param_groups
                         if any(parameter is other for other in each["params"])
                     )
                     _correct(optimizer.state[parameter], group, parameter, places, before, since)
+
+
+def _moved(optimizer: Adam, layer: Layer, parameter: Tensor) -> bool:
+    """Tell whether a parameter has made a step since it was last looked at, and look at it."""
+    before = layer.counted.get(id(parameter))
+    layer.counted[id(parameter)] = steps = float(optimizer.state[parameter]["step"])
+    # After a checkpoint was loaded, nothing was looked at yet.
+    return parameter.grad is not None if before is None else steps > before
 
 
 def _correct(

@@ -29,7 +29,9 @@ class Measuring:
         self.found: dict[str, tuple[Tensor, int]] = {}
 
     def add(self, layer: Layer, z: Tensor, s: Tensor) -> None:
-        """Add the scores of a layer in one call."""
+        """Add the scores of a layer in one call; one without samples has none."""
+        if z.numel() == 0:
+            return
         wide = torch.float32 if z.dtype in (torch.float16, torch.bfloat16) else z.dtype
         z, s = (_by_unit(each.detach().to(wide), layer.weight) for each in (z, s))
         scores = self.function(Units(layer.name, layer.weight.detach(), z, s))
@@ -112,10 +114,13 @@ class Watching(TorchFunctionMode):
                 return body_of(func)(*args, **kwargs)
         if self.substitute and REGISTRY.get(func) is not bookkeeping:
             args = [self._learning(each) for each in args]
+            kwargs = {name: self._learning(each) for name, each in kwargs.items()}
         return func(*args, **kwargs)
 
     def _learning(self, value: Any) -> Any:
         """Return a parameter that another function than its layer's takes, with its rows in it."""
+        if type(value) in (tuple, list):
+            return type(value)(self._learning(each) for each in value)
         layer = self.layers.get(id(value)) if isinstance(value, Tensor) else None
         return value if layer is None else _assembled(layer)[int(value is not layer.weight)]
 
@@ -124,20 +129,33 @@ class Watching(TorchFunctionMode):
             checks.recomputed(layer.name)
         if not self.substitute:
             out: Tensor = func(*args, **kwargs)
-        elif layer.rows is None or is_active():
-            weight, bias = _assembled(layer)
-            out = func(*_replaced(args, kwargs, {1: weight, 2: bias}, _OPTIONS))
         else:
             given = dict(zip(_OPTIONS, args, strict=False)) | kwargs
-            x, own = given["input"], layer.given(self.truncated)
-            if func is rows.LINEAR:
-                out = rows.linear(x, own)
+            own = given.get("bias") is layer.bias
+            other = None if own else self._learning(given.get("bias"))
+            if layer.rows is None or is_active():
+                weight, bias = _assembled(layer)
+                new = {1: weight, 2: bias if own else other}
+                out = func(*_replaced(args, kwargs, new, _OPTIONS))
             else:
-                out = rows.convolution(func, x, own, given)
+                out = self._by_rows(layer, func, given, own, other)
         if self.cut and not out.requires_grad:
             out = _start(out)
         self._leave_trail(layer, out)
         return out
+
+    def _by_rows(
+        self, layer: Layer, func: Any, given: dict[str, Any], own: bool, other: Tensor | None
+    ) -> Tensor:
+        """Return what a call gives whose rows learn; with the layer's own bias, or another one."""
+        learning = layer.given(self.truncated)
+        if not own:
+            learning = learning._replace(bias=None, of_bias=None)
+        if func is rows.LINEAR:
+            out = rows.linear(given["input"], learning)
+            return out if other is None else out + other
+        out = rows.convolution(func, given["input"], learning, given)
+        return out if other is None else out + other.view(-1, *[1] * (layer.weight.ndim - 2))
 
     def _leave_trail(self, layer: Layer, z: Tensor) -> None:
         sight = None
