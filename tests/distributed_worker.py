@@ -167,7 +167,8 @@ def plain(name: str) -> str:
     return ".".join(part for part in kept if part != "_checkpoint_wrapped_module")
 
 
-def work(rank: int, folder: str) -> None:
+def join(rank: int, folder: str) -> None:
+    """Make this process one of the WORLD, on one thread, to which warnings are errors."""
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", CreditWarning)
@@ -179,6 +180,10 @@ def work(rank: int, folder: str) -> None:
         world_size=WORLD,
         timeout=timedelta(seconds=60),
     )
+
+
+def work(rank: int, folder: str) -> None:
+    join(rank, folder)
     for case in cases():
         found = train(case, rank)
         if rank == 0:

@@ -1,22 +1,18 @@
 """Saliency guided training by two processes on the CPU; `run` leaves a file of parameters each."""
 
-import os
-import warnings
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from distributed_worker import STEPS, WORLD, WRAPS, last_only, plain
+from distributed_worker import STEPS, WORLD, WRAPS, join, last_only, plain
 from safetensors.torch import save_file
 from small_models import batch, build
 from torch import Tensor, nn
 
 import attrain
-from attrain.errors import CreditWarning
 
 
 @dataclass(frozen=True)
@@ -93,17 +89,7 @@ def train(case: Case, rank: int, world: int = WORLD) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
-    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-    warnings.simplefilter("error")
-    warnings.simplefilter("ignore", CreditWarning)
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, folder)
     for case in [*cases(), *norms()]:
         try:
             found = train(case, rank)

@@ -17,15 +17,10 @@ from attrain.errors import InputError
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def check_model(model: Any) -> None:
-    """Raise InputError for what is no module, or one in half precision or without values."""
+def check_values(model: Any) -> None:
+    """Raise InputError for what is no module, or one whose parameters have no values yet."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            "the model is compiled by torch.jit, whose operations cannot be seen one by one: give "
-            "the module that it was made from."
-        )
     for name, each in model.named_parameters():
         if isinstance(each, UninitializedParameter):
             raise InputError(
@@ -36,6 +31,17 @@ def check_model(model: Any) -> None:
                 f"{name!r} of the model is on the meta device, where there are no values: load the "
                 "model to another."
             )
+
+
+def check_model(model: Any) -> None:
+    """Raise InputError for what is no module, or one in half precision or without values."""
+    check_values(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "the model is compiled by torch.jit, whose operations cannot be seen one by one: give "
+            "the module that it was made from."
+        )
+    for name, each in model.named_parameters():
         if each.is_inference():
             raise InputError(
                 f"{name!r} of the model was made under torch.inference_mode, and credit cannot "

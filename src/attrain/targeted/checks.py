@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.utils import checkpoint
 
+from attrain.attribution.conditions import check_values
 from attrain.errors import InputError
 
 
@@ -108,23 +108,13 @@ def _integer(value: Any) -> bool:
 
 def model(given: Any) -> None:
     """Raise InputError for what is no module, has no values yet, or is wrapped or sharded."""
-    if not isinstance(given, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, got {type(given).__name__}.")
+    check_values(given)
     if isinstance(given, nn.parallel.DistributedDataParallel):
         raise InputError(
             "the model is in DistributedDataParallel already: give Targeted the module inside, and "
             "wrap Targeted."
         )
     for name, each in given.named_parameters():
-        if isinstance(each, UninitializedParameter):
-            raise InputError(
-                f"{name!r} of the model has no shape yet: run the lazy model once before, model(x)."
-            )
-        if each.is_meta:
-            raise InputError(
-                f"{name!r} of the model is on the meta device, where there are no values: load the "
-                "model to another."
-            )
         if type(each).__name__ == "DTensor" or type(each.data).__name__ == "DTensor":
             raise InputError(
                 f"{name!r} of the model is sharded, and rows are taken of whole weights: use "
