@@ -230,7 +230,7 @@ def _table(found: Mapping[str, Found]) -> list[TableRow]:
         for arm, each in found.items():
             if arm != REGULAR:
                 for which, values in zip(("model", "map"), each.split(title), strict=True):
-                    put(f"change of the area by {title}, due to the {which}", arm, values, "share")
+                    put(f"change of the area by {title}, due to the {which}", arm, values, "")
     for share in SHARES:
         for arm, each in found.items():
             what = f"accuracy with {share:.0%} of the ink removed by chance"

@@ -243,6 +243,8 @@ def time_ratios(arm: Loop, plain: Loop, block: int, pairs: int) -> list[float]:
     `block` as a multiple of the arm's refresh, and each pair pays for selecting neurons.
     """
     ratios = []
+    for loop in (arm, plain):
+        loop.trained.train()  # in evaluation no neurons are chosen
     for pair in range(pairs):
         seconds: dict[Loop, float] = {}
         for loop in (arm, plain) if pair % 2 == 0 else (plain, arm):
