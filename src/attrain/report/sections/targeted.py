@@ -14,7 +14,7 @@ from attrain.report.section import Filled, Section
 from attrain.report.selection_file import Choices, LayerChoices
 from attrain.report.table import Table, download
 
-WIDTH, LEFT, RIGHT, TOP = 460.0, 62.0, 66.0, 8.0
+WIDTH, LEFT, RIGHT, TOP = 460.0, 62.0, 84.0, 8.0
 MOST_ROWS, MOST_HEIGHT, LEAST_HEIGHT, GAP, FOOT = 120, 180.0, 36.0, 16.0, 42.0
 MOST_LAYERS = 5
 
