@@ -16,6 +16,7 @@ from attrain.studies import guided_subjects as subjects
 from attrain.studies import sgt_fig3, sgt_order
 from attrain.studies.graph_subjects import images
 from attrain.studies.guided_subjects import ARMS, SALIENCIES, Recipe
+from attrain.studies.verdicts import no_worse
 
 DIGITS = Recipe(data="digits", model="mnist-cnn", samples=64, epochs=1, batch_size=32)
 
@@ -239,10 +240,10 @@ def test_accuracy_is_preserved_only_where_the_interval_says_so() -> None:
     def gap(low: float | None, high: float | None) -> dict[str, Any]:
         return {"low": low, "high": high}
 
-    assert sgt_fig3.preserved(gap(-0.004, 0.001), 0.005) is True
-    assert sgt_fig3.preserved(gap(-0.02, -0.006), 0.005) is False
-    assert sgt_fig3.preserved(gap(-0.02, 0.001), 0.005) == "unclear"
-    assert sgt_fig3.preserved(gap(None, None), 0.005) == "unclear"
+    assert no_worse(gap(-0.004, 0.001), 0.005) is True
+    assert no_worse(gap(-0.02, -0.006), 0.005) is False
+    assert no_worse(gap(-0.02, 0.001), 0.005) == "unclear"
+    assert no_worse(gap(None, None), 0.005) == "unclear"
 
 
 # What the study of the order concludes ------------------------------------------------------------

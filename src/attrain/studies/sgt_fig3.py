@@ -35,6 +35,7 @@ from attrain.studies.guided_subjects import (
     typical,
 )
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
+from attrain.studies.verdicts import no_worse, verdict
 
 COMPARED = (REGULAR, GUIDED, RANDOM, UNMASKED)
 CONTROLS = (RANDOM, UNMASKED)
@@ -181,16 +182,9 @@ def _keeps_accuracy(found: Mapping[str, Found]) -> Claim:
     return {
         "claim": f"Guided training preserves the test accuracy, to {100 * MARGIN:g} point",
         "source": "abstract",
-        "holds": preserved(gap, MARGIN),
+        "holds": no_worse(gap, MARGIN),
         "figure": f"{percent(ours)} against {percent(plain)}; difference {points(gap)}",
     }
-
-
-def preserved(gap: Mapping[str, Any], margin: float) -> Any:
-    """Return whether the interval of a difference lies above -margin, or below, or "unclear"."""
-    if gap["low"] is None or gap["low"] <= -margin <= gap["high"]:
-        return "unclear"
-    return gap["low"] > -margin
 
 
 def _steeper(found: Mapping[str, Found], title: str) -> Claim:
@@ -199,7 +193,7 @@ def _steeper(found: Mapping[str, Found], title: str) -> Claim:
     return {
         "claim": f"With pixels removed by {title}, the accuracy of guided models drops faster",
         "source": "figure 3",
-        "holds": gap["mean"] < 0 if gap["clear"] else "unclear",
+        "holds": verdict(gap, -1),
         "figure": f"area {percent(ours)} against {percent(plain)}; difference {points(gap)}",
     }
 
@@ -216,7 +210,7 @@ def _ahead_of(found: Mapping[str, Found], control: str) -> Claim:
         "claim": f"The accuracy of guided models drops faster than that of models trained with "
         f"{control}, mean of the {len(SALIENCIES)} saliency methods",
         "source": "not in the paper",
-        "holds": gap["mean"] < 0 if gap["clear"] else "unclear",
+        "holds": verdict(gap, -1),
         "figure": f"area {percent(ours)} against {percent(theirs)}; difference {points(gap)}; "
         f"of each: {single}",
     }

@@ -33,6 +33,7 @@ from attrain.studies.guided_texts import (
 )
 from attrain.studies.sgt_table1_figures import draw_examples, draw_scores
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
+from attrain.studies.verdicts import verdict
 
 COMPREHENSIVE, SUFFICIENT = "comprehensiveness", "sufficiency"
 MEASURES = (COMPREHENSIVE, SUFFICIENT)
@@ -307,7 +308,7 @@ def _better(found: Found, method: str, measure: str) -> Claim:
     return {
         "claim": f"{found.title}: guided training {_does(measure)} {measure} of {method}",
         "source": "table 1" if method in METHODS else "not in the paper",
-        "holds": verdict(gap, measure),
+        "holds": verdict(gap, _sign(measure)),
         "figure": f"{np.mean(rival):.3f} to {np.mean(ours):.3f}; difference {_interval(gap)}; over "
         f"the texts {_interval(over_texts, 'texts')}{told}",
     }
@@ -321,7 +322,7 @@ def _relatively(found: Found, measure: str) -> Claim:
         "claim": f"{found.title}: guided training {_does(measure)} {measure} over the confidence "
         "above chance, mean of the three methods",
         "source": "not in the paper",
-        "holds": verdict(gap, measure),
+        "holds": verdict(gap, _sign(measure)),
         "figure": f"{np.mean(rival):.3f} to {np.mean(ours):.3f}; difference {_interval(gap)}",
     }
 
@@ -335,7 +336,7 @@ def _than_control(found: Found, arm: str, measure: str) -> Claim:
         "claim": f"{found.title}: guided training {_does(measure)} {measure} more than {arm} do, "
         "mean of the three methods",
         "source": "not in the paper",
-        "holds": verdict(gap, measure),
+        "holds": verdict(gap, _sign(measure)),
         "figure": f"{np.mean(rival):.3f} against {np.mean(ours):.3f}; difference {_interval(gap)}",
     }
 
@@ -356,11 +357,8 @@ def _kept(found: Found) -> Claim:
     }
 
 
-def verdict(gap: Mapping[str, Any], measure: str) -> Any:
-    """Return whether a difference is to the better; "unclear" where its interval covers 0."""
-    if not gap["clear"]:
-        return "unclear"
-    return bool(gap["mean"] > 0) == (measure == COMPREHENSIVE)
+def _sign(measure: str) -> int:
+    return 1 if measure == COMPREHENSIVE else -1
 
 
 def _does(measure: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -18,6 +18,7 @@ from attrain.studies.guided_subjects import GUIDED, RANDOM, REGULAR, UNMASKED
 from attrain.studies.series_measures import ALL, FEATURES, measure
 from attrain.studies.series_subjects import Stop, fit, series
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
+from attrain.studies.verdicts import verdict
 
 BENCHMARK, LONG = "benchmark", "long"
 """Regimes: until 99% on the validation set, or a number of epochs whatever comes."""
@@ -397,11 +398,6 @@ def _claims(found: Findings) -> list[Claim]:
     ]
 
 
-def verdict(gap: Mapping[str, Any], wanted: float = 1.0) -> bool | Literal["unclear"]:
-    """Return whether a difference has the sign of `wanted`; unclear where its interval covers 0."""
-    return (gap["mean"] > 0) == (wanted > 0) if gap["clear"] else "unclear"
-
-
 def told(gap: Mapping[str, Any], of: str) -> str:
     """Return a difference, its interval, and how many of what it is of."""
     spans = "" if gap["low"] is None else f" ({gap['low']:+.3f} to {gap['high']:+.3f})"
@@ -426,7 +422,7 @@ def _direction(found: Findings, model: str, part: str) -> Claim:
     if boxes:
         gap = difference(found.gaps(model, part, boxes))
         other = difference(found.gaps(model, part, boxes, ALL))
-        claim["holds"] = verdict(gap, paper)
+        claim["holds"] = verdict(gap, 1 if paper > 0 else -1)
         claim["figure"] = (
             f"guided minus regular {told(gap, 'boxes')}; against a uniform order "
             f"{told(other, 'boxes')}"
@@ -513,7 +509,7 @@ def _shrinks(found: Findings, part: str) -> Claim:
         "claim": f"What guided training adds to the {part} shrinks when training does not stop "
         "early",
         "source": "not in the paper",
-        "holds": verdict(gap, -1.0) if gap else "unclear",
+        "holds": verdict(gap, -1) if gap else "unclear",
         "figure": f"{', '.join(found.config.long)}: {np.mean(early):+.3f} in the benchmark's "
         f"regime, {np.mean(late):+.3f} in the long one; difference "
         f"{told(gap, 'networks and seeds')}"
