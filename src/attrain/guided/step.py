@@ -176,7 +176,7 @@ class SaliencyGuided:
                 out, point = saliency.watched(call.of(self.model), x, self.embedding)
             else:
                 with nullcontext() if alike is None else alike.replaying():
-                    out = scores(call.of(self.model)(x if alike is None else alike.x))
+                    out = scores(call.of(self.model)(x))
                 self._sharing = self._sharing and (alike is None or alike.is_worth_it)
         with natively():
             self._check_outputs(out, x, y)
@@ -236,7 +236,7 @@ class SaliencyGuided:
             alike = None
         with natively(), as_in_evaluation(self.inner, x):
             with nullcontext() if alike is None else alike.recording():
-                point = x.detach() if alike is None else alike.x
+                point = x.detach() if alike is None else alike.point
                 out, point = saliency.watched(call.of(self.inner), point, self.embedding)
             self._check_outputs(out, x, y)
             ascent = saliency.gradient(self._own_output(out, y), point, again=alike is not None)
