@@ -39,14 +39,19 @@ def answers(predict: Predict, x: Tensor) -> Tensor:
             f"the model turns {len(x)} samples into {tuple(out.shape)}: one output per class, "
             "[N, C] with two or more classes, is wanted."
         )
+    check_told(out)
+    return out
+
+
+def check_told(out: Tensor) -> None:
+    """Raise InputError where outputs [N, C] are NaN: the largest of them is no answer."""
     broken = out.isnan().any(1)
     if broken.any():
         raise InputError(
-            f"the model's outputs are NaN for {int(broken.sum())} of {len(x)} samples, the first "
+            f"the model's outputs are NaN for {int(broken.sum())} of {len(out)} samples, the first "
             f"is sample {int(broken.nonzero()[0])}: look at the data, at what replaces features, "
             "and at whether training diverged."
         )
-    return out
 
 
 def hits(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
