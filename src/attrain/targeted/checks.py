@@ -43,6 +43,14 @@ def options(
         raise InputError(f"seed must be an integer of 64 bits, got {seed!r}.")
 
 
+def axis(classes: Any) -> None:
+    """Raise InputError for what is no axis that classes may be on."""
+    if classes is not None and (not _integer(classes) or classes not in (1, -1)):
+        raise InputError(
+            f"classes is 1 or -1, the axis of outputs on which classes are, got {classes!r}."
+        )
+
+
 def names(dense: Any, on_refresh: Any) -> None:
     """Raise InputError for what is no name, nor several, and for what cannot be called."""
     several = isinstance(dense, (list, tuple)) and all(isinstance(each, str) for each in dense)

@@ -20,7 +20,10 @@ from attrain.targeted.watching import Measuring, Watching
 
 
 class Batch(NamedTuple):
-    """What a model is called with, which outputs are explained, and whether the loss was finite."""
+    """What a model is called with, which outputs are explained, and whether the loss was finite.
+
+    wanted: of each output, whether it is explained; None for all of them.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -39,21 +42,89 @@ class Batch(NamedTuple):
         return self._replace(args=tuple(map(cast, self.args)), kwargs=kwargs)
 
 
-def wanted(slopes: Tensor) -> Tensor | None:
-    """Return the outputs whose rise lowers the loss most, from dL/do: the class of each sample.
+def wanted(slopes: Tensor, classes: int | None) -> Tensor | None:
+    """Return the outputs whose rise lowers the loss most, from dL/do: a class of each place.
 
-    Outputs [N, C] or [N, ..., C] have their classes on the last axis, [N, C, H, W, ...] on the
-    second, as torch's cross entropy takes them; None where there is one output per sample.
+    classes: the axis on which they are, where it is known. Places that the loss does not look at,
+    such as padding, have none. None where a place has one output.
+
+    Raises InputError where nothing tells the axis.
     """
-    axis = class_axis(slopes)
+    axis = _usual(slopes, classes)
+    if axis is None:
+        axis = _axis_of(slopes)
     if slopes.ndim < 2 or slopes.shape[axis] == 1:
         return None
-    return slopes.argmin(axis, keepdim=True)
+    found = chosen(slopes, slopes.argmin(axis, keepdim=True), axis)
+    return found if slopes.ndim == 2 else found & (slopes != 0).any(axis, keepdim=True)
 
 
-def class_axis(out: Tensor) -> int:
-    """Return the axis on which outputs have their classes."""
-    return 1 if out.ndim > 3 else -1
+def chosen(out: Tensor, classes: Tensor, axis: int) -> Tensor:
+    """Return of each output whether it is that of a class, `classes` of length 1 on `axis`."""
+    return torch.zeros_like(out, dtype=torch.bool).scatter_(axis, classes, True)
+
+
+def labelled(out: Tensor, y: Tensor | None, classes: int | None) -> int:
+    """Return the axis of outputs on which classes are, by labels: the one that they do without.
+
+    Raises InputError where nothing tells it.
+    """
+    axis = _usual(out, classes)
+    if axis is not None:
+        return axis
+    fitting = [] if y is None else [each for each in AXES if _without(out, each) == list(y.shape)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if y is not None and not fitting:
+        return 1 if out.ndim > 3 else -1  # by which the labels are found at fault
+    return _convention(out, "the labels do" if y is not None else "a batch without labels does")
+
+
+AXES = (1, -1)
+"""The axes on which outputs may have their classes."""
+
+
+def _usual(out: Tensor, classes: int | None) -> int | None:
+    """Return the axis of classes where it is known or there is but one."""
+    return -1 if out.ndim <= 2 else classes
+
+
+def _without(out: Tensor, axis: int) -> list[int]:
+    return [size for place, size in enumerate(out.shape) if place != axis % out.ndim]
+
+
+def _axis_of(slopes: Tensor) -> int:
+    """Return the axis on which a loss has its classes, by dL/do.
+
+    Slopes of a cross entropy add up to zero over the classes of a place. Those of a likelihood are
+    zero for all classes but one, which it wants to rise. An axis of length 1 has no classes.
+    """
+    rounding = max(1e-4, 4 * torch.finfo(slopes.dtype).eps)
+    slopes = slopes.double()
+    size = slopes.abs()
+    if not bool(size.any()):
+        return 1 if slopes.ndim > 3 else -1
+    sums = [bool((slopes.sum(axis).abs() <= rounding * size.sum(axis)).all()) for axis in AXES]
+    if sum(sums) == 1:
+        return AXES[sums.index(True)]
+    rises = not bool((slopes > 0).any())
+    alone = [rises and bool(((size > 0).sum(axis) <= 1).all()) for axis in AXES]
+    single = [slopes.shape[axis] == 1 for axis in AXES]
+    for fitting in ([a and not s for a, s in zip(alone, single, strict=True)], single):
+        if sum(fitting) == 1:
+            return AXES[fitting.index(True)]
+    return _convention(slopes, "the loss does")
+
+
+def _convention(out: Tensor, told: str) -> int:
+    """Return the axis of classes of outputs like pictures; raises InputError for other ones."""
+    if out.ndim > 3:
+        return 1
+    raise InputError(
+        f"outputs {list(out.shape)} may have their classes on axis 1, as torch's cross entropy "
+        f"takes them, or on the last one, and {told} not tell: say Targeted(..., classes=1) or "
+        "classes=-1."
+    )
 
 
 def measure(
@@ -91,7 +162,7 @@ def measure(
             )
         start = torch.ones_like(out)
         if batch.wanted is not None:
-            start = torch.zeros_like(out).scatter_(class_axis(out), batch.wanted, 1.0)
+            start = batch.wanted.to(out.dtype)
         mark = marks.get(out)
         if mark is not None and mark.epsilon:
             start = stabilise(start, out.detach(), mark.epsilon)
