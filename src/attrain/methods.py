@@ -191,18 +191,22 @@ def is_spiking(model: "nn.Module") -> bool:
 
 
 def learner(
-    method: Method, model: "nn.Module", updates: int, told: "Callable[[Refresh], None]"
+    method: Method,
+    model: "nn.Module",
+    x: "Tensor",
+    updates: int,
+    told: "Callable[[Refresh], None]",
 ) -> "nn.Module":
     """Return what is trained: `model` itself, or `attrain.Targeted` around it.
 
-    `updates` is how many there will be; `told` hears of each choice of rows. Raises InputError for
-    a model that has no layer to be targeted.
+    `x` are inputs, which show the model's output layer; `updates` is how many there will be; `told`
+    hears of each choice of rows. Raises InputError for a model that has no layer to be targeted.
     """
     if method.targeted is None:
         return model
-    from attrain.targeted import Targeted
+    from attrain.targeted import Targeted, output_layer
 
-    options = dict(method.targeted)
+    options = {"dense": output_layer(model, x) or None, **method.targeted}
     warmup = round(options.pop("warmup") * updates)
     return Targeted(model, warmup=warmup, on_refresh=told, **options)
 

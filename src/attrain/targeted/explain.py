@@ -127,6 +127,27 @@ def _convention(out: Tensor, told: str) -> int:
     )
 
 
+def output_layer(model: nn.Module, x: Tensor) -> str | None:
+    """Return the name of the linear or convolution layer that a pass of inputs x calls last.
+
+    None where there is none, or its weight is computed from others.
+    """
+    watching = Watching({}, {}, substitute=False)
+    first = next(model.parameters(), x)
+    with as_in_evaluation(model, x), torch.no_grad(), watching:
+        model(x.to(first.device))
+    return name_of(model, watching.last)
+
+
+def name_of(model: nn.Module, weight: Tensor | None) -> str | None:
+    """Return the name of the module that owns a weight."""
+    name: str
+    for name, module in model.named_modules():
+        if weight is not None and module._parameters.get("weight") is weight:
+            return name
+    return None
+
+
 def measure(
     model: nn.Module,
     layers: dict[int, Layer],

@@ -170,7 +170,7 @@ class Targeted(nn.Module):
         with watching:
             out = self.model(*args, **kwargs)
         if self._assumed is not None:
-            checks.output(self._name_of(watching.last), self._assumed)
+            checks.output(explain.name_of(self.model, watching.last), self._assumed)
             self._assumed = None
         if measures and self._rule.needs in ("relevance", "flow"):
             self._remember(args, kwargs, outputs_of(out))
@@ -457,13 +457,6 @@ class Targeted(nn.Module):
         }
         for layer in self._layers:
             layer.owns = layer.weight
-
-    def _name_of(self, weight: Tensor | None) -> str | None:
-        name: str
-        for name, module in self.model.named_modules():
-            if weight is not None and module._parameters.get("weight") is weight:
-                return name
-        return None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Targeted":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
