@@ -448,6 +448,15 @@ def test_places_that_the_loss_ignores_are_not_explained(score):
         torch.testing.assert_close(found[0], (z[..., :3] * s).abs().sum(2).mean(0))
 
 
+def test_labels_to_be_ignored_are_left_out_of_an_old_task():
+    x, y = places()
+    y[:, 3:] = -100
+    targeted = Targeted(Dense(False), score="ratio", classes=1)
+    found = targeted.protect([(x, y)])["hidden"]
+    first = targeted.protect([(x, y[:, :3])], lambda x: targeted.model(x)[..., :3])["hidden"]
+    torch.testing.assert_close(found, first)
+
+
 # Exploration --------------------------------------------------------------------------------------
 
 
@@ -477,6 +486,18 @@ def test_weights_that_are_changed_by_data_are_told_at_a_choice(score):
         for _ in range(6):
             targeted.model[0].weight.data.mul_(0.9)
             train(targeted, optimizer, 1)
+
+
+def test_weights_in_other_memory_are_told_unless_they_are_the_same():
+    targeted = Targeted(made(), score="fixed", warmup=0)
+    optimizer = torch.optim.SGD(targeted.parameters(), lr=0.1)
+    train(targeted, optimizer, 1)
+    held = nn.utils.parameters_to_vector(targeted.model.parameters())
+    nn.utils.vector_to_parameters(held, targeted.model.parameters())
+    train(targeted, optimizer, 1)
+    nn.utils.vector_to_parameters(0 * held, targeted.model.parameters())
+    with pytest.raises(InputError, match="'0' was changed after its rows were selected: load"):
+        targeted(batch()[0])
 
 
 def test_weights_that_are_changed_with_their_rows_are_left_alone():

@@ -12,6 +12,9 @@ from torch.utils import checkpoint
 from attrain.attribution.conditions import check_values
 from attrain.errors import InputError
 
+IGNORED = -100
+"""The label of what a cross entropy leaves out, in torch."""
+
 
 def options(
     density: Any, refresh: Any, warmup: Any, exploration: Any, memory: Any, seed: Any
@@ -99,6 +102,7 @@ def labels(y: Tensor | None, out: Tensor, axis: int) -> None:
             f"class indices for outputs {list(out.shape)} are int64 {wanted}, got {y.dtype} "
             f"{list(y.shape)}."
         )
+    y = y[y != IGNORED]
     if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise InputError(
             f"labels go from {int(y.min())} to {int(y.max())}, and the model names {classes} "

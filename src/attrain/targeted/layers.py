@@ -142,7 +142,7 @@ class Layer:
             part.grad = None
         if self.norm is not None:
             self.norm.keep()
-        self._versions = self._seen()
+        self._versions, self._memory = self._seen(), self._places()
 
     def sync(self, *, always: bool = False) -> None:
         """Write what has been learned into the whole; `always`, though no change can be told.
@@ -161,8 +161,8 @@ class Layer:
     def check(self, *, values: bool) -> None:
         """Raise InputError where somebody else changed the weight whose rows learn.
 
-        Changes leave a trace in versions, except those by `.data`; `values`: look for these, too.
-        A model that went to another device or type is followed.
+        Changes leave a trace in versions, or give other memory, except those in place by way of
+        `.data`; `values`: look for these, too. A model of another device or type is followed.
         """
         if self.weight is not self.owns:
             raise InputError(
@@ -176,9 +176,11 @@ class Layer:
                 self.moved()
         if self.rows is None:
             return
-        for (mine, theirs), (part, whole) in zip(self._versions, self.parts(), strict=True):
+        for (mine, theirs), memory, (part, whole) in zip(
+            self._versions, self._memory, self.parts(), strict=True
+        ):
             unseen = values and part._version == mine
-            if whole._version == theirs and not unseen:
+            if whole._version == theirs and whole.data_ptr() == memory and not unseen:
                 continue
             if not torch.equal(whole.detach().index_select(0, self.rows), part.detach()):
                 raise InputError(
@@ -196,7 +198,7 @@ class Layer:
         if self.norm is not None:
             self.norm.moved()
         self.link(anew=True)
-        self._versions = self._seen()
+        self._versions, self._memory = self._seen(), self._places()
 
     def load(self, **known: Tensor | None) -> None:
         """Take over what a checkpoint knows; `reload` follows once weights are loaded."""

@@ -343,9 +343,10 @@ class Targeted(nn.Module):
     ) -> dict[str, Tensor]:
         """Measure what each unit has to do with an old task, for `low_relevance` and `ratio`.
 
-        batches: (x, y), inputs and class indices, or inputs alone, which are explained for the
-        class that the model names. forward: from inputs to the old task's outputs, where the model
-        does not return them itself. Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
+        batches: (x, y), inputs and class indices, without those that are -100, or inputs alone,
+        which are explained for the class that the model names. forward: from inputs to the old
+        task's outputs, where the model does not return them itself.
+        Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
 
         Raises InputError for no batches, and for what are none.
         """
@@ -364,7 +365,7 @@ class Targeted(nn.Module):
             if out.ndim > 1 and out.shape[axis] > 1:
                 checks.labels(y, out, axis)
                 named = out.argmax(axis, keepdim=True) if y is None else y.unsqueeze(axis)
-                wanted = explain.chosen(out, named, axis)
+                wanted = explain.chosen(out, named.clamp_min(0), axis) & (named != checks.IGNORED)
             found = explain.measure(
                 self.model,
                 self._table,
