@@ -257,6 +257,26 @@ def test_what_is_frozen_as_a_whole_stays_and_counts_for_nothing():
     assert targeted.model[0].weight.grad is None
 
 
+# Steps that nobody takes over ---------------------------------------------------------------------
+
+
+def test_a_loop_without_targeted_step_is_told_at_once():
+    targeted, other = (Targeted(made()) for _ in range(2))
+    optimizer = torch.optim.SGD([*targeted.parameters(), *other.parameters()], lr=0.1)
+    x, y = batch()
+    F.cross_entropy(other.model(x), y).backward()
+    for _ in range(3):
+        optimizer.step()  # of others
+    F.cross_entropy(targeted(x), y).backward()
+    optimizer.step()
+    with pytest.raises(
+        InputError, match=r"its second step, and targeted.step\(optimizer\) was not"
+    ):
+        optimizer.step()
+    targeted.step(optimizer)
+    optimizer.step()
+
+
 # Checkpoints without the optimizer's --------------------------------------------------------------
 
 

@@ -13,7 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from attrain.errors import InputError
 from attrain.targeted.layers import Layer
 
-_EXPECTING: WeakKeyDictionary[Layer, None] = WeakKeyDictionary()
+_EXPECTING: WeakKeyDictionary[Layer, set[int]] = WeakKeyDictionary()
+"""Layers until the next step of their Targeted, and the optimizers that made one in between."""
 
 
 def take_over(optimizers: Sequence[Optimizer], layer: Layer, rows: Tensor) -> None:
@@ -155,9 +156,9 @@ def held(optimizers: Iterable[Optimizer]) -> int:
 
 
 def expect(layers: Iterable[Layer]) -> None:
-    """Check, when an optimizer of these layers makes its next step, that its state fits them."""
+    """Check the steps of optimizers until `Targeted.step` is called: it follows, states fit."""
     _listen()
-    _EXPECTING.update(dict.fromkeys(layers))
+    _EXPECTING.update({layer: set() for layer in layers})
 
 
 def expect_no_more(layers: Iterable[Layer]) -> None:
@@ -165,6 +166,10 @@ def expect_no_more(layers: Iterable[Layer]) -> None:
     if _EXPECTING:
         for layer in layers:
             _EXPECTING.pop(layer, None)
+
+
+def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:
+    return any(parameter is each for group in optimizer.param_groups for each in group["params"])
 
 
 @cache
@@ -175,9 +180,17 @@ def _listen() -> None:
 def _check(optimizer: Optimizer, *given: Any) -> None:
     """Raise InputError where an optimizer remembers as many rows as learned at another time.
 
-    That is so where one of two states was loaded, and the other, saved with it, was not.
+    That is so where one of two states was loaded, and the other, saved with it, was not. Also where
+    nobody calls `Targeted.step`.
     """
-    for layer in list(_EXPECTING):
+    for layer, seen in list(_EXPECTING.items()):
+        if layer.of_weight.grad is not None and _holds(optimizer, layer.of_weight):
+            if id(optimizer) in seen:
+                raise InputError(
+                    "the optimizer makes its second step, and targeted.step(optimizer) was not "
+                    "called after the first: call it after each, or no rows are ever chosen."
+                )
+            seen.add(id(optimizer))
         other = layer.units if layer.rows is not None else layer.k
         for part, _ in layer.parts():
             known = optimizer.state.get(part)
