@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrain.errors import InputError
-from attrain.targeted import Targeted
+from attrain.targeted import Targeted, explain
 
 
 def made(bias: bool = True) -> nn.Sequential:
@@ -447,6 +447,36 @@ def test_losses_without_a_slope_or_of_several_kinds_ask_for_no_axis():
         targeted = Targeted(Dense(False), warmup=1)
         loss(targeted(x)).backward()
         targeted.step(torch.optim.SGD(targeted.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("sure", [1.0, 12.0, 16.0, 120.0])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_axis_of_classes_is_told_though_a_model_is_sure(sure, kind, last):
+    torch.manual_seed(0)
+    y = torch.randint(6, (16, 9))
+    out = torch.randn(16, 6, 9) + sure * F.one_hot(y, 6).transpose(1, 2)
+    given = (out.transpose(1, 2) if last else out).to(kind).requires_grad_()
+    F.cross_entropy((given.transpose(1, 2) if last else given).float(), y).backward()
+    axis = explain.class_axis(given.grad)
+    assert axis == (-1 if last else 1) or (sure == 120.0 and axis is None)
+
+
+def test_the_axis_of_classes_is_not_taken_from_chance():
+    torch.manual_seed(0)
+    for shape in ((2, 3, 2), (8, 2, 2), (4, 3, 1), (32, 1, 8), (64, 2, 3)):
+        for _ in range(200):
+            assert explain.class_axis(torch.randn(shape)) is None
+
+
+def test_the_axis_of_classes_is_remembered():
+    x, y = places()
+    targeted = Targeted(Dense(False), score="relevance", warmup=1, refresh=1)
+    optimizer = torch.optim.SGD(targeted.parameters(), lr=0.1)
+    for loss in (entropy, squares):
+        loss(targeted(x), y, False).backward()
+        optimizer.step()
+        targeted.step(optimizer)
 
 
 @pytest.mark.parametrize("score", ["relevance", "flow"])

@@ -42,6 +42,13 @@ class Batch(NamedTuple):
         return self._replace(args=tuple(map(cast, self.args)), kwargs=kwargs)
 
 
+AXES = (1, -1)
+"""The axes on which outputs may have their classes."""
+
+FEW = 32
+"""Places whose signs could agree by chance."""
+
+
 def wanted(slopes: Tensor, classes: int | None) -> Tensor | None:
     """Return the outputs whose rise lowers the loss most, from dL/do: a class of each place.
 
@@ -51,8 +58,11 @@ def wanted(slopes: Tensor, classes: int | None) -> Tensor | None:
     Raises InputError where nothing tells the axis.
     """
     axis = _usual(slopes, classes)
+    if axis is None and not bool(slopes.any()):
+        return torch.zeros_like(slopes, dtype=torch.bool)
     if axis is None:
-        axis = _axis_of(slopes)
+        single = [each for each in AXES if slopes.shape[each] == 1]
+        axis = single[0] if len(single) == 1 else _convention(slopes, "the loss does")
     if slopes.ndim < 2 or slopes.shape[axis] == 1:
         return None
     found = chosen(slopes, slopes.argmin(axis, keepdim=True), axis)
@@ -62,6 +72,36 @@ def wanted(slopes: Tensor, classes: int | None) -> Tensor | None:
 def chosen(out: Tensor, classes: Tensor, axis: int) -> Tensor:
     """Return of each output whether it is that of a class, `classes` of length 1 on `axis`."""
     return torch.zeros_like(out, dtype=torch.bool).scatter_(axis, classes, True)
+
+
+def class_axis(slopes: Tensor) -> int | None:
+    """Return the axis on which a loss has its classes, by dL/do, None where that cannot be told.
+
+    Slopes of a cross entropy add up to zero over the classes of a place. Those of a likelihood are
+    zero for all classes but one. Where a model is so sure that sums are mere rounding, signs are
+    left, if there are enough of them: one class is wanted to rise, and all others to fall.
+    """
+    rounding = max(1e-4, 4 * torch.finfo(slopes.dtype).eps)
+    slopes = slopes.double()
+    size = slopes.abs()
+    if slopes.ndim < 3 or not bool(size.any()):
+        return None
+
+    def balanced(axis: int) -> bool:
+        return bool((slopes.sum(axis).abs() <= rounding * size.sum(axis).max()).all())
+
+    def alone(axis: int) -> bool:
+        return not bool((slopes > 0).any()) and bool(((size > 0).sum(axis) <= 1).all())
+
+    def one_rises(axis: int) -> bool:
+        rising = (slopes < 0).sum(axis)
+        return int(rising.max()) <= 1 and int(rising.sum()) >= FEW
+
+    for fits in (balanced, alone, one_rises):
+        fitting = [axis for axis in AXES if slopes.shape[axis] > 1 and fits(axis)]
+        if len(fitting) == 1:
+            return fitting[0]
+    return None
 
 
 def labelled(out: Tensor, y: Tensor | None, classes: int | None) -> int:
@@ -80,10 +120,6 @@ def labelled(out: Tensor, y: Tensor | None, classes: int | None) -> int:
     return _convention(out, "the labels do" if y is not None else "a batch without labels does")
 
 
-AXES = (1, -1)
-"""The axes on which outputs may have their classes."""
-
-
 def _usual(out: Tensor, classes: int | None) -> int | None:
     """Return the axis of classes where it is known or there is but one."""
     return -1 if out.ndim <= 2 else classes
@@ -91,29 +127,6 @@ def _usual(out: Tensor, classes: int | None) -> int | None:
 
 def _without(out: Tensor, axis: int) -> list[int]:
     return [size for place, size in enumerate(out.shape) if place != axis % out.ndim]
-
-
-def _axis_of(slopes: Tensor) -> int:
-    """Return the axis on which a loss has its classes, by dL/do.
-
-    Slopes of a cross entropy add up to zero over the classes of a place. Those of a likelihood are
-    zero for all classes but one, which it wants to rise. An axis of length 1 has no classes.
-    """
-    rounding = max(1e-4, 4 * torch.finfo(slopes.dtype).eps)
-    slopes = slopes.double()
-    size = slopes.abs()
-    if not bool(size.any()):
-        return 1 if slopes.ndim > 3 else -1
-    sums = [bool((slopes.sum(axis).abs() <= rounding * size.sum(axis)).all()) for axis in AXES]
-    if sum(sums) == 1:
-        return AXES[sums.index(True)]
-    rises = not bool((slopes > 0).any())
-    alone = [rises and bool(((size > 0).sum(axis) <= 1).all()) for axis in AXES]
-    single = [slopes.shape[axis] == 1 for axis in AXES]
-    for fitting in ([a and not s for a, s in zip(alone, single, strict=True)], single):
-        if sum(fitting) == 1:
-            return AXES[fitting.index(True)]
-    return _convention(slopes, "the loss does")
 
 
 def _convention(out: Tensor, told: str) -> int:

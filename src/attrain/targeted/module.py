@@ -124,6 +124,7 @@ class Targeted(nn.Module):
         names = [dense] if isinstance(dense, str) else dense
         self._layers, self.dense = layers.find(model, names, density, self.parts)
         self._assumed = next(iter(self.dense)) if dense is None else None
+        self._axis: int | None = None  # of classes, once a loss has told it
         self._steps, self._late, self._passed = 0, False, False
         self._generator = torch.Generator().manual_seed(seed)
         self._measuring: Measuring | None = None
@@ -250,7 +251,10 @@ class Targeted(nn.Module):
         def came_back(slopes: Tensor) -> None:
             with torch.no_grad(), natively():
                 finite = bool(slopes.isfinite().all())
-                wanted = explain.wanted(slopes, self.classes) if finite else None
+                known = self.classes or self._axis
+                if finite and known is None:
+                    known = self._axis = explain.class_axis(slopes)
+                wanted = explain.wanted(slopes, known) if finite else None
                 self._batch = Batch(*kept, wanted, finite)
 
         if out.requires_grad:
