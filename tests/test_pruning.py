@@ -281,7 +281,9 @@ def test_folding_changes_no_output(case, dtype, tolerance):
     assert (found - expected).norm() <= tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow), "mobilenet_v2"]
+)
 def test_torchvision_models_fold_entirely(name):
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
