@@ -257,6 +257,28 @@ def test_what_is_frozen_as_a_whole_stays_and_counts_for_nothing():
     assert targeted.model[0].weight.grad is None
 
 
+# The output layer ---------------------------------------------------------------------------------
+
+
+def test_an_output_layer_that_shares_its_weight_with_an_embedding():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.hidden = nn.Embedding(20, 6), nn.Linear(6, 6)
+            self.out = nn.Linear(6, 20, bias=False)
+            self.out.weight = self.words.weight
+
+        def forward(self, tokens):
+            return self.out(torch.relu(self.hidden(self.words(tokens))))
+
+    tokens = torch.arange(12).view(2, 6)
+    targeted = Targeted(Tied(), warmup=1)
+    F.cross_entropy(targeted(tokens).flatten(0, 1), tokens.flatten()).backward()
+    targeted.step(torch.optim.SGD(targeted.parameters(), lr=0.1))
+    assert list(targeted.selection()) == ["hidden"]
+    assert explain.output_layer(Tied(), tokens) == "out"
+
+
 # Steps that nobody takes over ---------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from attrain.attribution.targets import scores
 from attrain.credit import LFP, is_active
 from attrain.errors import InputError
 from attrain.rules.call import stabilise
-from attrain.targeted.layers import Layer
+from attrain.targeted.layers import KINDS, Layer
 from attrain.targeted.scores import Function
 from attrain.targeted.watching import Measuring, Watching
 
@@ -153,12 +153,13 @@ def output_layer(model: nn.Module, x: Tensor) -> str | None:
 
 
 def name_of(model: nn.Module, weight: Tensor | None) -> str | None:
-    """Return the name of the module that owns a weight."""
-    name: str
-    for name, module in model.named_modules():
-        if weight is not None and module._parameters.get("weight") is weight:
-            return name
-    return None
+    """Return the name of the linear or convolution layer that owns a weight, the last of them."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, KINDS) and module._parameters.get("weight") is weight
+    ]
+    return names[-1] if names and weight is not None else None
 
 
 def measure(
