@@ -81,17 +81,17 @@ def class_axis(slopes: Tensor) -> int | None:
     zero for all classes but one. Where a model is so sure that sums are mere rounding, signs are
     left, if there are enough of them: one class is wanted to rise, and all others to fall.
     """
-    rounding = max(1e-4, 4 * torch.finfo(slopes.dtype).eps)
-    slopes = slopes.double()
-    size = slopes.abs()
-    if slopes.ndim < 3 or not bool(size.any()):
+    if slopes.ndim < 3 or not bool(slopes.any()):
         return None
+    rounding = max(1e-4, 4 * torch.finfo(slopes.dtype).eps)
+    wide = torch.promote_types(slopes.dtype, torch.float32)
 
     def balanced(axis: int) -> bool:
-        return bool((slopes.sum(axis).abs() <= rounding * size.sum(axis).max()).all())
+        size = torch.linalg.vector_norm(slopes, 1, axis, dtype=wide)
+        return bool((slopes.sum(axis, dtype=wide).abs() <= rounding * size.max()).all())
 
     def alone(axis: int) -> bool:
-        return not bool((slopes > 0).any()) and bool(((size > 0).sum(axis) <= 1).all())
+        return not bool((slopes > 0).any()) and int(slopes.count_nonzero(axis).max()) <= 1
 
     def one_rises(axis: int) -> bool:
         rising = (slopes < 0).sum(axis)
