@@ -218,11 +218,18 @@ def _record(
 
 
 def _layers(model: nn.Module) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "kind": type(module).__name__, "shape": list(weight.shape)}
-        for name, module in model.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), Tensor)
-    ]
+    found = []
+    for name, module in model.named_modules():
+        weights = {"": getattr(module, "weight", None)}
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if attribute != "weight" and "weight" in attribute:  # of attention, recurrent layers
+                weights[f".{attribute}"] = parameter
+        found += [
+            {"name": name + end, "kind": type(module).__name__, "shape": list(weight.shape)}
+            for end, weight in weights.items()
+            if isinstance(weight, Tensor)
+        ]
+    return found
 
 
 def _settings(method: Method, config: JobConfig) -> dict[str, Any]:
