@@ -242,19 +242,24 @@ def test_bad_options_are_one_sentence(options, told):
 
 
 def test_what_is_frozen_as_a_whole_stays_and_counts_for_nothing():
-    targeted = Targeted(made(), score="fixed", warmup=0)
+    parts = list(made())
+    model = nn.Sequential(parts[0], nn.BatchNorm1d(16).double(), *parts[1:])
+    targeted = Targeted(model, score="fixed", warmup=0)
+    targeted(batch()[0])
     share = targeted.trained_share()
     targeted.requires_grad_(False)
     assert targeted.trained_share() == 0.0
-    targeted.model[4].requires_grad_(True)
+    targeted.model[5].requires_grad_(True)
     before = copy.deepcopy(targeted.model)
     train(targeted, torch.optim.SGD(targeted.parameters(), lr=0.1))
     assert torch.equal(before[0].weight, targeted.model[0].weight)
-    assert not torch.equal(before[4].weight, targeted.model[4].weight)
+    assert not torch.equal(before[5].weight, targeted.model[5].weight)
     targeted.requires_grad_(True)
     train(targeted, torch.optim.SGD(targeted.parameters(), lr=0.1))
     assert targeted.trained_share() == share
-    assert targeted.model[0].weight.grad is None
+    assert not targeted.model[0].weight.requires_grad
+    targeted.model.requires_grad_(True)
+    assert targeted.trained_share() == share
 
 
 # The output layer ---------------------------------------------------------------------------------

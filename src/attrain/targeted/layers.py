@@ -156,7 +156,7 @@ class Layer:
             return
         for part, whole in self.parts():
             whole.index_copy_(0, self.rows, part)
-        self._versions = self._seen()
+        self._versions, self._memory = self._seen(), self._places()
 
     def check(self, *, values: bool) -> None:
         """Raise InputError where somebody else changed the weight whose rows learn.

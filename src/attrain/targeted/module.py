@@ -414,7 +414,9 @@ class Targeted(nn.Module):
         }
         for layer in self._layers:
             if layer.norm is not None and layer.rows is not None:
-                learning |= {id(each): layer.k for each in layer.norm.parameters}
+                learning |= {
+                    id(each): layer.k for each in layer.norm.parameters if each.requires_grad
+                }
         return sum(learning.values()) / sum(whole.values())
 
     def optimizer_bytes(self, *optimizers: Optimizer) -> int:
@@ -437,6 +439,14 @@ class Targeted(nn.Module):
         """Set training or evaluation, in which BatchNorm stays where its statistics are frozen."""
         super().train(mode)
         self._freeze_statistics()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Targeted":
+        """Let everything learn or nothing, rows in place of the weights that they are part of."""
+        super().requires_grad_(requires_grad)
+        for layer in self._layers:
+            for _, whole in layer.parts():
+                whole.requires_grad_(False)
         return self
 
     def _freeze_statistics(self) -> None:
@@ -533,9 +543,10 @@ def _loaded(targeted: Any, _: Any) -> None:
     with torch.no_grad(), natively():
         for layer in targeted._layers:
             layer.reload()
-            if layer.weight is not layer.owns:  # load_state_dict(assign=True)
-                layer.norm = None
-    targeted._index()
+    if any(layer.weight is not layer.owns for layer in targeted._layers):  # assign=True
+        for layer in targeted._layers:
+            layer.norm = None
+        targeted._index()
     state.expect(targeted._layers)
 
 
