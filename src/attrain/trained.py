@@ -127,9 +127,9 @@ def measure(config: EvaluateConfig) -> dict[str, float | None]:
     """Return the figures that `config` asks for, by name; write the curves behind them.
 
     accuracy, loss and ece are on the test set; gini and sparsity (the share that is exactly 0)
-    are of the weights of linear and convolution layers; the others, which `measuring` has, are on
-    some samples. A measure may have several figures, None where one cannot be told. Raises
-    InputError for unknown measures or methods, and as `open_model`.
+    are of the weights of linear, convolution and recurrent layers; the others, which `measuring`
+    has, are on some samples. A measure may have several figures, None where one cannot be told.
+    Raises InputError for unknown measures or methods, and as `open_model`.
     """
     check_evaluate(config)
     find(config.method)
