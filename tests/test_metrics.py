@@ -270,6 +270,15 @@ def test_paired_difference_against_the_table_of_t():
     assert statistics.paired_difference([0.97, 0.971, 0.972], baseline)["clear"] is True
 
 
+def test_paired_difference_of_the_best_of_several_has_a_wider_interval():
+    ours, baseline = [0.97, 0.971, 0.972], [0.95, 0.95, 0.95]
+    # 7.6488 is the quantile of t with two degrees of freedom at 1 - .05 / 6.
+    reach = 7.648804 * standard.stdev(ours) / math.sqrt(3)
+    found = statistics.paired_difference(ours, baseline, comparisons=3)
+    assert found["high"] - found["mean"] == pytest.approx(reach, rel=1e-5)
+    assert statistics.paired_difference(ours, baseline, comparisons=1000)["clear"] is False
+
+
 def test_paired_difference_of_equal_runs_is_never_clear():
     found = statistics.paired_difference([0.9, 0.8], [0.9, 0.8])
     assert found == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 2, "clear": False}

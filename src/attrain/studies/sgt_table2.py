@@ -451,12 +451,14 @@ def _best_pair(found: Findings, part: str) -> Claim:
     if values:
         ranked = sorted(pairs, key=lambda pair: -float(np.mean(pairs[pair])))
         best = ranked[0]
-        gap = difference([a - b for a, b in zip(values, pairs[best], strict=True)])
+        # The best is chosen by the data that it is compared on.
+        gap = paired_difference(values, pairs[best], comparisons=len(pairs) - 1)
         claim["holds"] = best == named or (False if gap["clear"] else "unclear")
         claim["figure"] = (
             f"{np.mean(values):+.3f}, place {ranked.index(named) + 1} of {len(ranked)}; best is "
             f"{MODELS[best[0]]} with {best[1]}, {best[2]}: {np.mean(pairs[best]):+.3f} "
-            f"({len(values)} boxes that all learned; difference {told(gap, 'boxes')})"
+            f"({len(values)} boxes that all learned; difference {told(gap, 'boxes')}, corrected "
+            f"for {len(pairs) - 1} comparisons)"
         )
     return claim
 
