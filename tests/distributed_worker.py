@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save_file
 from small_models import batch, build
+from small_runs import processes
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -191,6 +192,17 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def in_processes(function: Callable[[int, str], None], folder: Path) -> None:
+    """Call `function(rank, folder)` in each of WORLD processes.
+
+    A fork server's children leave without finalizing the interpreter. While it finalizes, a thread
+    of gloo that still wants the interpreter's lock aborts the process, although its work is done
+    (as in pytorch/pytorch#190489).
+    """
+    processes()
+    mp.start_processes(function, (str(folder),), nprocs=WORLD, start_method="forkserver")
+
+
 def run(folder: Path) -> None:
     """Train every case with two processes; the results are files in `folder`."""
-    mp.spawn(work, (str(folder),), nprocs=WORLD)
+    in_processes(work, folder)

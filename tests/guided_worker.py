@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from distributed_worker import STEPS, WORLD, WRAPS, join, last_only, plain
+from distributed_worker import STEPS, WORLD, WRAPS, in_processes, join, last_only, plain
 from safetensors.torch import save_file
 from small_models import batch, build
 from torch import Tensor, nn
@@ -106,4 +105,4 @@ def norms() -> list[Case]:
 
 def run(folder: Path) -> None:
     """Train every case with two processes; the results are files in `folder`."""
-    mp.spawn(work, (str(folder),), nprocs=WORLD)
+    in_processes(work, folder)

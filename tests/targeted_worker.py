@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from distributed_worker import WORLD, join, last_only
+from distributed_worker import WORLD, in_processes, join, last_only
 from safetensors.torch import save_file
 from small_models import batch, build
 from torch import Tensor
@@ -99,4 +98,4 @@ def work(rank: int, folder: str) -> None:
 
 def run(folder: Path) -> None:
     """Train every case with two processes; the results are files in `folder`."""
-    mp.spawn(work, (str(folder),), nprocs=WORLD)
+    in_processes(work, folder)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import subprocess
@@ -264,6 +265,15 @@ def test_evaluation_agrees_with_the_job(job, capsys):
         assert found["sparsity"] == 0
     assert run(["evaluate", str(job / "lfp/seed-0"), "--measures", "accuracy"]) == 0
     assert re.fullmatch(r"accuracy  0\.\d{4}\n", capsys.readouterr().out)
+
+
+def test_a_model_whose_outputs_are_nan_is_not_measured(job, tmp_path, capsys):
+    weights = {n: v * math.nan for n, v in load_file(job / "sgd/seed-0/model.safetensors").items()}
+    save_file(weights, tmp_path / "broken.safetensors")
+    given = ["evaluate", str(tmp_path / "broken.safetensors"), "--data", "digits", "--model", "mlp"]
+    for measure in ("accuracy", "noise"):
+        assert run([*given, "--measures", measure]) == 2
+        assert "the model's outputs are NaN for" in capsys.readouterr().err
 
 
 def test_explanations_and_robustness_are_measured_on_a_checkpoint(job, tmp_path, capsys):

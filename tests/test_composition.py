@@ -1646,7 +1646,15 @@ def alive() -> int:
         return sum(isinstance(each, Tensor) for each in gc.get_objects())
 
 
-@pytest.mark.parametrize("how", ["plain", "reentrant", "non-reentrant", "two non-reentrant"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "plain",
+        pytest.param("reentrant", marks=pytest.mark.slow),
+        "non-reentrant",
+        pytest.param("two non-reentrant", marks=pytest.mark.slow),
+    ],
+)
 def test_steps_leave_no_tensors_behind(how: str) -> None:
     model = deep(RUNS.get(how, wrapped()), torch.float32)
     credit = attrain.LFP(model)

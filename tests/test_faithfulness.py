@@ -349,6 +349,15 @@ def test_what_does_not_depend_on_the_model_stays_the_same():
 # Mistakes -----------------------------------------------------------------------------------------
 
 ONE = torch.ones(2, 4)
+BOTH = torch.tensor([0, 1])
+
+
+def drop(y=BOTH, predict=linear, background=0.0, x=ONE, **options):
+    return faithfulness.accuracy_drop(predict, x, y, ONE, background, **options)
+
+
+def aopc(predict=probability, background=0.0, **options):
+    return faithfulness.comprehensiveness(predict, ONE, ONE, background, **options)
 
 
 @pytest.mark.parametrize(
@@ -360,6 +369,30 @@ ONE = torch.ones(2, 4)
         (
             lambda: faithfulness.removed(ONE, ONE[:, :3], 0.5, 0.0),
             r"attribution has the shape \(2, 3\), and x \(2, 4\): they must agree, or have 1",
+        ),
+        (lambda: faithfulness.top_features(ONE > 0, 2), "is numbers, got torch.bool"),
+        (lambda: drop(BOTH[:, None]), r"got 2 samples and labels of the shape \(2, 1\)"),
+        (lambda: drop(BOTH[:1]), r"got 2 samples and labels of the shape \(1,\)"),
+        (lambda: drop([0, 1]), r"labels are a tensor \[N\] of whole numbers, got list"),
+        (lambda: drop(BOTH.float()), r"whole numbers, got torch.float32: give y.long\(\)"),
+        (lambda: drop(BOTH + 1), "labels go from 1 to 2, and the model has 2 outputs: they must"),
+        (lambda: drop(fractions=[]), "no fractions of the features are given: at least one"),
+        (
+            lambda: drop(background=torch.zeros(3)),
+            r"the background has the shape \(3,\), and x \(2, 4\): give a number, or a tensor that",
+        ),
+        (lambda: aopc(background=torch.zeros(2, 1, 4)), r"background has the shape \(2, 1, 4\)"),
+        (
+            lambda: drop(x=ONE * math.nan),
+            "the model's outputs are NaN for 2 of 2 samples, the first is sample 0: look at the",
+        ),
+        (lambda: aopc(background=math.nan), "outputs are NaN for 2 of 2 samples"),
+        (lambda: aopc(lambda x: x[:, :1]), r"turns 2 samples into \(2, 1\): one output per class"),
+        (lambda: aopc(lambda x: x.sum(1)), r"turns 2 samples into \(2,\): one output per class"),
+        (lambda: aopc(lambda x: (x, x)), "the model returns tuple: give a function that returns"),
+        (
+            lambda: faithfulness.target_drop(linear, ONE, BOTH - 1, ONE, 0.0),
+            "labels go from -1 to 0, and the model has 2 outputs",
         ),
         (lambda: faithfulness.removed(ONE, ONE[:1], 0.5, 0.0), r"the shape \(1, 4\), and x"),
         (lambda: faithfulness.removed(ONE[:0], ONE[:0], 0.5, 0.0), r"shape \(0, 4\)"),

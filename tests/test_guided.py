@@ -657,6 +657,19 @@ def test_a_fraction_out_of_range_is_refused(fraction):
         ({"weight": float("inf")}, "weight must be a finite number >= 0, got inf."),
         ({"refresh": 0}, "refresh must be an integer >= 1, got 0"),
         ({"mask": 3}, "mask must be a function (x, drop) -> masked x, got int."),
+        ({"mask": lambda x, drop: x.mul_(1)}, "the mask function changed x in place, which the"),
+        ({"padding": 0.5}, "padding is the number of a token, an integer, got 0.5."),
+        ({"credit": 3}, "credit must be a context of attrain.LFP, got int."),
+        ({"generator": 0}, "generator must be a torch.Generator, got int."),
+        ({"loss_fn": 3}, "loss_fn must be a function of outputs and y, got int."),
+        (
+            {"loss_fn": lambda out, y: F.cross_entropy(out.detach(), y)},
+            "loss_fn returned a number without a gradient, from which nothing is learned",
+        ),
+        (
+            {"outputs": "probabilities", "model": nn.Sequential(nn.Flatten(), nn.Tanh())},
+            "outputs='probabilities', but the smallest is -0.",
+        ),
         (
             {"form": "fast", "target": "predicted"},
             "form='fast' ranks by the gradient of the loss, which is of the true label",
@@ -786,6 +799,62 @@ def test_batches_that_do_not_fit_are_refused():
     )
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_inputs_without_numbers_to_draw_between_are_refused(form):
+    broken = PICTURES.clone()
+    broken[1, 0, 0, 0], broken[3] = float("nan"), float("inf")
+    refused(
+        "2 of 4 samples have values that are NaN or infinite, the first is sample 1: clean the "
+        "data, or give a mask function of your own.",
+        lambda g: g(broken, LABELS), form=form,
+    )  # fmt: skip
+    refused("x has the shape [4, 0]: its samples have no values to mask.",
+            lambda g: g(PICTURES.new_zeros(4, 0), LABELS), form=form)  # fmt: skip
+    refused("x has the layout torch.sparse_coo: give x.to_dense().",
+            lambda g: g(PICTURES.to_sparse(), LABELS), form=form)  # fmt: skip
+    with torch.inference_mode():
+        made = PICTURES + 0
+    refused("x was made under torch.inference_mode", lambda g: g(made, LABELS), form=form)
+
+
+def test_integers_that_are_no_tokens_are_refused():
+    whole = (PICTURES * 10).long()
+    refused("x is torch.int64 of shape [4, 1, 3, 3]: texts are tokens [N, L] as integers, images "
+            "and series floating point numbers, such as x.float() / 255.",
+            lambda g: g(whole, LABELS))  # fmt: skip
+    refused("If x holds no tokens but numbers, give x.float().",
+            lambda g: g(whole.flatten(1), LABELS))  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_models_without_a_gradient_in_the_input_are_refused(form):
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = network((1, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x.detach())
+
+    class Rounded(Detached):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.one_hot(self.out(x).argmax(1), CLASSES).double()
+
+    message = "the model's outputs have no gradient in its input, so that there is nothing to rank"
+    refused(message, model=Detached(), form=form)
+    if form == "exact":
+        refused(message, model=Rounded(), form=form)
+    attrain.SaliencyGuided(Detached(), F.cross_entropy, form=form, order="random")(PICTURES, LABELS)
+
+
+def test_a_step_that_fails_leaves_masks_due():
+    guided = attrain.SaliencyGuided(network((1, 3, 3)), F.cross_entropy, refresh=2)
+    index = torch.arange(4)
+    with pytest.raises(InputError):
+        guided(PICTURES, LABELS + CLASSES, index=index)
+    assert guided.step(PICTURES, LABELS, index=index).drop.sum((1, 2)).tolist() == [4] * 4
+
+
 def test_guided_training_needs_gradients():
     with torch.no_grad():
         refused("guided training needs gradients, and they are off")
@@ -797,6 +866,20 @@ def test_the_fast_form_refuses_what_it_would_get_wrong():
     refused(
         "another argument of the model requires grad: use form='shared' or 'exact'.",
         lambda g: g(x, y, weights), model=Reader(), embedding="words", form="fast",
+    )  # fmt: skip
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(CLASSES))
+
+        def forward(self, out: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(self.scale * out, y)
+
+    refused(
+        "form='fast' knows the gradients of the model's parameters and of x, and the loss depends "
+        "on another tensor that requires grad, [4]: use form='shared' or 'exact'.",
+        loss_fn=Scaled(), form="fast",
     )  # fmt: skip
 
     def half(guided) -> None:

@@ -99,6 +99,103 @@ class Kept(Plain):
         return torch.sigmoid(h)
 
 
+class Twice(Plain):
+    def after(self, h):
+        one, other = h * 2, h * 2
+        one.mul_(2)
+        return torch.sigmoid(one + other)
+
+
+class SharedLayer(Plain):
+    def between(self, h):
+        return F.pad(self.conv2(h) * self.conv2(h), (1, 1, 1, 1))[:, :4]
+
+
+class Branches(Plain):
+    """What is kept must not change the order in which gradients are added up."""
+
+    def after(self, h):
+        return F.dropout(h, 0.3, self.training) + torch.sigmoid(h) * 1.1 + torch.tanh(h) * 0.3
+
+
+class OtherOrderInTraining(Plain):
+    def after(self, h):
+        if self.training:
+            return torch.sigmoid(h) + torch.tanh(h) * 0.3 + h * 1.1
+        return h * 1.1 + torch.tanh(h) * 0.3 + torch.sigmoid(h)
+
+
+class ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale = scale
+        return torch.relu(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.scale * gradient, None
+
+
+class OtherGradientInTraining(Plain):
+    def between(self, h):
+        return ScaledGradient.apply(h, 2.0 if self.training else 1.0)
+
+
+class WeightFrozenInEvaluation(Plain):
+    def between(self, h):
+        self.conv2.weight.requires_grad_(self.training)
+        return h
+
+
+class WeightDataChanged(Plain):
+    def between(self, h):
+        if self.training:
+            self.conv2.weight.data.mul_(1.01)
+        return h
+
+
+class WeightDataReplaced(Plain):
+    def between(self, h):
+        if self.training:
+            self.conv2.weight.data = self.conv2.weight.data * 1.01
+        return h
+
+
+class WeightChangedByNumpy(Plain):
+    def between(self, h):
+        if self.training:
+            self.conv2.weight.detach().numpy()[:] *= 1.01
+        return h
+
+
+class DataChangedInEvaluation(Plain):
+    def after(self, h):
+        h = torch.sigmoid(h)
+        if not self.training:
+            h.data.mul_(1.5)
+        return h
+
+
+class NodeHooked(Plain):
+    def between(self, h):
+        if h.grad_fn is not None:
+            h.grad_fn.register_prehook(lambda gradients: (gradients[0] * 1.5,))
+        return h
+
+
+class GradientInEvaluation(Plain):
+    def between(self, h):
+        if not self.training:
+            inner = torch.sigmoid(self.conv2(h)).sum()
+            h = h + torch.autograd.grad(inner, self.conv2.weight)[0].mean()
+        return h
+
+
+class AsksOfItsInput(Plain):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.requires_grad else 1)
+
+
 @pytest.fixture(autouse=True)
 def nothing_compiled():
     """Forget what other tests of this process have compiled."""
@@ -108,7 +205,10 @@ def nothing_compiled():
 
 MODELS = (
     Plain, EarlyDropout, AlwaysNoisy, LateNorm, InPlace, InPlaceInTraining, OtherBranchInEvaluation,
-    Hooked, Checkpointed, PartlyCheckpointed, WeightChanged, Kept,
+    Hooked, Checkpointed, PartlyCheckpointed, WeightChanged, Kept, Twice, SharedLayer, Branches,
+    OtherOrderInTraining, OtherGradientInTraining, WeightFrozenInEvaluation, WeightDataChanged,
+    WeightDataReplaced, WeightChangedByNumpy, DataChangedInEvaluation, NodeHooked,
+    GradientInEvaluation, AsksOfItsInput,
 )  # fmt: skip
 
 

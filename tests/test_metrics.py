@@ -157,6 +157,21 @@ def test_connection_weights_are_those_of_linear_and_convolution_layers():
     assert not sparsity.connection_weights(model)["0.weight"].requires_grad
 
 
+def test_connection_weights_are_those_of_recurrent_layers_too():
+    model = nn.ModuleDict(
+        {
+            "lstm": nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2),
+            "gru": nn.GRU(3, 4, bias=False),
+            "cell": nn.RNNCell(3, 4),
+        }
+    )
+    wanted = [name for name, _ in model.named_parameters() if "weight" in name]
+    assert len(wanted) == 12 + 2 + 2
+    found = sparsity.connection_weights(model)
+    assert list(found) == wanted
+    assert all(found[name].data_ptr() == model.get_parameter(name).data_ptr() for name in wanted)
+
+
 def test_weight_summary_follows_the_run_folder():
     torch.manual_seed(0)
     weights = {"fc1.weight": torch.randn(6, 5), "fc2.weight": torch.zeros(2, 2)}
@@ -175,7 +190,7 @@ def test_weight_summary_follows_the_run_folder():
     assert first["quantiles"] == pytest.approx([ordered[0], *middle, 1.0])
     assert math.isnan(second["gini"]) and second["counts"] == [0, 0, 4, 0, 0]
     assert second["quantiles"] == [0, 0, 0, 0, 0]
-    with pytest.raises(InputError, match="no linear or convolution layer"):
+    with pytest.raises(InputError, match="no linear, convolution or recurrent layer"):
         sparsity.weight_summary({})
 
 
@@ -253,6 +268,15 @@ def test_paired_difference_against_the_table_of_t():
     assert found["high"] == pytest.approx(0.02 + reach)
     assert found["n"] == 3 and found["clear"] is False
     assert statistics.paired_difference([0.97, 0.971, 0.972], baseline)["clear"] is True
+
+
+def test_paired_difference_of_the_best_of_several_has_a_wider_interval():
+    ours, baseline = [0.97, 0.971, 0.972], [0.95, 0.95, 0.95]
+    # 7.6488 is the quantile of t with two degrees of freedom at 1 - .05 / 6.
+    reach = 7.648804 * standard.stdev(ours) / math.sqrt(3)
+    found = statistics.paired_difference(ours, baseline, comparisons=3)
+    assert found["high"] - found["mean"] == pytest.approx(reach, rel=1e-5)
+    assert statistics.paired_difference(ours, baseline, comparisons=1000)["clear"] is False
 
 
 def test_paired_difference_of_equal_runs_is_never_clear():

@@ -124,6 +124,45 @@ def test_attention_is_pruned_with_its_projections():
     ]
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_pruned_with_both_of_their_weights(kind):
+    layer = kind(3, 5)
+    pruned = pruning.prune(layer, 0.5, "magnitude-local")
+    weights = [name for name, _ in layer.named_parameters() if "weight" in name]
+    assert weights == ["weight_ih_l0", "weight_hh_l0"]
+    for name in weights:
+        weight = pruned.get_parameter(name)
+        assert weight.count_nonzero() == weight.numel() - round(0.5 * weight.numel())
+    x = torch.randn(4, 2, 3)
+    plain = copy.deepcopy(layer)
+    plain.load_state_dict(pruned.state_dict())
+    assert torch.equal(pruned(x)[0], plain(x)[0]) and not torch.equal(pruned(x)[0], layer(x)[0])
+
+
+def test_relevance_of_a_recurrent_layer_in_its_first_step_is_that_of_a_linear_one():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.out = nn.RNN(3, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0][:, -1])
+
+    recurrent = Last().double()
+    linear = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    with torch.no_grad():
+        linear[0].weight.copy_(recurrent.rnn.weight_ih_l0)
+        linear[0].bias.copy_(recurrent.rnn.bias_ih_l0)
+        recurrent.rnn.bias_hh_l0.zero_()
+    linear[2].load_state_dict(recurrent.out.state_dict())
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1] * 3)
+    found = pruning.relevance(recurrent, [(x.unsqueeze(1), y)])
+    wanted = pruning.relevance(linear, [(x, y)])
+    torch.testing.assert_close(found["rnn.weight_ih_l0"], wanted["0.weight"])
+    torch.testing.assert_close(found["out.weight"], wanted["2.weight"])
+    assert not found["rnn.weight_hh_l0"].any()  # what comes before the first step is 0
+
+
 def test_transformers_linear_layer_is_pruned():
     transformers = pytest.importorskip("transformers.pytorch_utils")
     assert list(pruning.masks(nn.Sequential(transformers.Conv1D(3, 4)), 0.5)) == ["0.weight"]
@@ -281,7 +320,9 @@ def test_folding_changes_no_output(case, dtype, tolerance):
     assert (found - expected).norm() <= tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow), "mobilenet_v2"]
+)
 def test_torchvision_models_fold_entirely(name):
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
@@ -322,7 +363,9 @@ def test_unknown_criterion_suggests_the_nearest():
 
 
 def test_model_without_weights_is_refused():
-    with pytest.raises(InputError, match="no linear or convolution layer: nothing can be pruned"):
+    with pytest.raises(
+        InputError, match="no linear, convolution or recurrent layer: nothing can be pruned"
+    ):
         pruning.prune(nn.Sequential(nn.BatchNorm1d(3)), 0.5)
 
 

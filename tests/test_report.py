@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html
+import io
 import json
 import math
 import re
@@ -20,10 +21,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from report_fixture import config, gini, results, write_run
 
 from attrain.errors import AttrainError, InputError
-from attrain.report import verdict_lines, write_report
+from attrain.report import raster, verdict_lines, write_report
 from attrain.report.axis import error_axis, kept_axis, linear_axis, log_axis
 from attrain.report.chart import spread_apart
 from attrain.report.folder import methods_of, read_run
@@ -428,6 +430,37 @@ def test_samples_without_inputs_get_a_sentence(tmp_path):
     (folder / "samples.json").write_text('{"classes": [], "samples": [], "methods": {}}')
     write_report(folder)
     assert "samples.json holds no explained input." in words(folder)
+
+
+def test_evidence_is_framed(tmp_path):
+    frame = np.zeros((4, 5), dtype=bool)
+    frame[0:3, 1:5] = True
+    inner = np.zeros((4, 5), dtype=bool)
+    inner[1, 2:4] = True
+    grey = raster.photograph(np.full((1, 4, 5), 0.5), frame)
+    heat = raster.heat_map(np.full((4, 5), 2.0), 2.0, frame)
+    for address, plain in ((grey, [128] * 3), (heat, raster.colours()[-1])):
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
+        assert image.shape == (4, 5, 3)
+        assert (image[~frame | inner] == plain).all()
+        assert (image[frame & ~inner] == [0, 208, 240]).all()
+
+
+@pytest.mark.parametrize(
+    "evidence", [[[1.0] * 8] * 7, "box", None], ids=["another shape", "no numbers", "in some"]
+)
+def test_evidence_that_does_not_fit_is_told_and_left_out(tmp_path, evidence):
+    folder = write_run(tmp_path / "run", methods=["sgd"], seeds=1, epochs=1, samples=2)
+
+    def give(value):
+        value["samples"][0]["evidence"] = evidence
+        value["samples"][1]["evidence"] = [[1.0] * 8] * (7 if evidence else 8)
+
+    rewrite(folder / "samples.json", give)
+    write_report(folder)
+    text = words(folder)
+    assert "The evidence in samples.json does not fit its inputs." in text
+    assert "The frame holds" not in text and "Saliency side by side" in text
 
 
 def test_a_damaged_line_of_metrics_is_told_and_left_out(tmp_path):

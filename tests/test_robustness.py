@@ -318,6 +318,21 @@ def steps(x: Tensor) -> Tensor:
             lambda: robustness.attack_curve(line, X, Y, 1, attacks.fgsm, epsilons=(0.1, 0.0)),
             r"epsilons must rise, got \(0.1, 0.0\)",
         ),
+        (lambda: attacks.pgd(line, X * math.nan, Y, 0.1, 0, 1), "3 of 3 samples have values that"),
+        (lambda: attacks.fgsm(line, X.long(), Y, 1, 0, 1), "x is torch.int64: give x.float"),
+        (lambda: attacks.fgsm(line, X, Y.float(), 0.1, 0, 1), "whole numbers, got torch.float32"),
+        (
+            lambda: attacks.fgsm(line, X, Y, torch.ones(3), 0, 1),
+            r"epsilon has the shape \(3,\), and x \(3, 2\): give a number, or a tensor that",
+        ),
+        (lambda: robustness.noise_curve(line, X, Y, 1, 1, 0), "low is above high somewhere"),
+        (lambda: robustness.noise_curve(line, X / 0, Y, 1, 0, 1), "3 of 3 samples have values"),
+        (lambda: robustness.noise_curve(line, X, Y, math.nan, 0, 1), "NaN for 3 of 3 samples"),
+        (lambda: robustness.noise_curve(line, X, Y + 2, 1, 0, 1), "labels go from 2 to 2"),
+        (
+            lambda: robustness.attack_curve(line, X, Y, 1, lambda x, y, epsilon: x[:1]),
+            r"the attack turned inputs \(\d, 2\) into \(\d, 2\): it must return one of each",
+        ),
         (lambda: in_batches(line, 4)(X[:0]), "zero samples: there is nothing to predict"),
     ],
 )

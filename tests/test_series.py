@@ -7,10 +7,13 @@ import pytest
 import torch
 from sklearn.gaussian_process.kernels import Matern
 
+import attrain
 from attrain import data
 from attrain.cli import run
 from attrain.data import series
 from attrain.errors import InputError
+from attrain.models import build
+from attrain.runs import load_weights, read_json
 
 # set: (steps, features), start (step, feature); None is anywhere, a pair by class (1, then 0).
 TABLE = {
@@ -263,13 +266,35 @@ def test_seed_is_checked():
         data.load("series:middle-gaussian", seed=-1)
 
 
+def check_samples(out):
+    """Series lie as pictures that run from left to right, boxes and saliency with them."""
+    shown, given = read_json(out / "samples.json"), data.load("series:small-middle-gaussian")
+    index = [entry["index"] for entry in shown["samples"]]
+    x = given.restore(given.test.tensors[0][index])
+    pixels = torch.tensor([entry["pixels"] for entry in shown["samples"]])
+    assert pixels.shape == (len(index), 1, 50, 50) and pixels.min() == 0 and pixels.max() == 1
+    scaled = (x - x.min()) / (x.max() - x.min())
+    torch.testing.assert_close(pixels[0, 0], scaled[0].T, rtol=1e-3, atol=1e-3)
+    boxes = torch.tensor([entry["evidence"] for entry in shown["samples"]])
+    assert torch.equal(boxes.bool(), given.evidence["test"][index].mT)
+    model = build("lstm-input-cell", given.input_shape, given.num_classes)
+    load_weights(out / "sgd" / "seed-0" / "model.safetensors", model)
+    told = torch.tensor(shown["methods"]["sgd"]["predictions"])
+    heat = attrain.attribute(model, given.test.tensors[0][index], told, method="saliency")
+    found = torch.tensor(shown["methods"]["sgd"]["saliency"])
+    torch.testing.assert_close(found, heat.mT, rtol=1e-3, atol=1e-6)
+    page = (out / "report.html").read_text()
+    assert "its features from top to bottom" in page
+    assert "The frame holds what the label rests on." in page
+
+
 def test_series_are_trained_on_measured_and_explained(tmp_path):
     out = tmp_path / "out"
     flags = ["--method", "sgd", "--optimizer", "adam", "--epochs", "1", "--device", "cpu"]
     where = ["--data", "series:small-middle-gaussian", "--model", "lstm-input-cell"]
     assert run(["train", *where, *flags, "--out", str(out)]) == 0
-    assert (out / "report.html").exists() and not (out / "samples.json").exists()
     trained = str(out / "sgd" / "seed-0")
+    check_samples(out)
     assert run(["evaluate", trained]) == 0
     there = tmp_path / "why"
     assert run(["attribute", trained, "--samples", "2", "--out", str(there)]) == 0

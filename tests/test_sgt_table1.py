@@ -145,7 +145,7 @@ def test_a_difference_is_judged_over_the_seeds(movies):
     assert kept["holds"] is True and kept["figure"].startswith("80.0% to 79.9%; difference -0.001")
     control = [each for claim, each in claims.items() if "random masks do" in claim]
     assert [each["holds"] for each in control] == ["unclear"] * 2  # one seed
-    assert "0.000 against 0.300; difference +0.300 (one seed)" in control[0]["figure"]
+    assert "0.000 against 0.300; difference +0.300, one seed" in control[0]["figure"]
 
 
 def test_the_table_has_the_paper_s_numbers(movies):

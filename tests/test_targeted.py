@@ -694,7 +694,7 @@ class Reader(nn.Module):
 def test_models_that_return_their_loss(score):
     torch.manual_seed(0)
     model = Reader()
-    targeted = Targeted(model, 0.25, score, refresh=2, warmup=1)
+    targeted = Targeted(model, 0.25, score, refresh=2, warmup=1, classes=-1)
     tokens = torch.randint(20, (3, 7))
     if SCORES[score].final is not None:
         targeted.protect([tokens])

@@ -59,6 +59,24 @@ def test_a_model_without_a_layer_to_target_is_refused():
         train(model, small_data(), TARGETED, FAST)
 
 
+def test_the_output_layer_may_be_registered_first():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(8, small_data().num_classes)
+            self.body = nn.Linear(small_data().train.tensors[0][0].numel(), 8)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.body(x.flatten(1))))
+
+    model = Backwards()
+    seen: list[Progress] = []
+    train(model, small_data(), TARGETED, FAST, watch=seen.append)
+    assert model.head.weight.requires_grad
+    assert not model.body.weight.requires_grad
+    assert seen[-1].learning.startswith("body ")
+
+
 def test_a_line_tells_what_was_chosen():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     targeted = attrain.Targeted(model, warmup=0, score="error")

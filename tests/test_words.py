@@ -93,6 +93,7 @@ TEXT, SCORES = torch.tensor([[1, 2], [3, 0]]), torch.rand(2, 2)
     [
         (TEXT, SCORES[:1], AOPC, r"got torch.int64 \(2, 2\) and scores \(1, 2\)"),
         (TEXT.float(), SCORES, AOPC, r"texts are whole numbers \[N, L\] .* got torch.float32"),
+        (TEXT > 0, SCORES, AOPC, r"texts are whole numbers \[N, L\] .* got torch.bool"),
         (TEXT, SCORES, (), r"in 0..1: got \(\)"),
         (TEXT, SCORES, (1.5,), r"in 0..1: got \(1.5,\)"),
         (TEXT * 0, SCORES, AOPC, "2 of 2 texts have no word"),
@@ -103,3 +104,21 @@ TEXT, SCORES = torch.tensor([[1, 2], [3, 0]]), torch.rand(2, 2)
 def test_what_cannot_be_measured_is_refused(tokens, scores, fractions, text):
     with pytest.raises(InputError, match=text):
         words.comprehensiveness(order_matters, tokens, scores, fractions=fractions)
+
+
+def test_outputs_that_are_no_answers_are_refused():
+    for predict, text in (
+        (lambda tokens: order_matters(tokens) * math.nan, "outputs are NaN for 2 of 2 samples"),
+        (
+            lambda tokens: order_matters(tokens)[:, 0],
+            r"2 samples into \(2,\): one output per class",
+        ),
+    ):
+        with pytest.raises(InputError, match=text):
+            words.sufficiency(predict, TEXT, SCORES)
+
+
+def test_whole_numbers_order_words_as_others_do():
+    whole = torch.tensor([[3, 1], [5, 0]])
+    found, wanted = (words.sufficiency(order_matters, TEXT, s) for s in (whole, whole.double()))
+    assert torch.equal(found, wanted)

@@ -218,11 +218,18 @@ def _record(
 
 
 def _layers(model: nn.Module) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "kind": type(module).__name__, "shape": list(weight.shape)}
-        for name, module in model.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), Tensor)
-    ]
+    found = []
+    for name, module in model.named_modules():
+        weights = {"": getattr(module, "weight", None)}
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if attribute != "weight" and "weight" in attribute:  # of attention, recurrent layers
+                weights[f".{attribute}"] = parameter
+        found += [
+            {"name": name + end, "kind": type(module).__name__, "shape": list(weight.shape)}
+            for end, weight in weights.items()
+            if isinstance(weight, Tensor)
+        ]
+    return found
 
 
 def _settings(method: Method, config: JobConfig) -> dict[str, Any]:
@@ -460,12 +467,8 @@ def _tuned_rival(job: _Job, rival: Method, record: dict[str, Any]) -> Method:
 def _explain(job: _Job, methods: Sequence[Method]) -> None:
     """Write samples.json, boundary.json and spikes.json from the models of the first seed."""
     shape = () if job.data.words else job.data.input_shape
-    models = {
-        method.name: job.trained(job.folder.seed(method.name, 0))
-        for method in methods
-        if len(shape) in (1, 3)
-    }
-    if len(shape) == 3 and shape[0] in (1, 3):
+    models = {method.name: job.trained(job.folder.seed(method.name, 0)) for method in methods}
+    if (len(shape) == 3 and shape[0] in (1, 3)) or len(shape) == 2:
         x = job.data.test.tensors[0][:1]
         seeing = {n: m for n, m in models.items() if has_gradient(m, x.to(_device(m)))}
         if seeing:
@@ -512,19 +515,25 @@ def _samples(models: dict[str, nn.Module], data: Data) -> dict[str, Any]:
     x, y = data.test.tensors
     logits = {name: predict(model, data.test) for name, model in models.items()}
     chosen = choose_samples(torch.stack([out.argmax(1) for out in logits.values()]), y)
-    pixels = _shrunk(data.restore(x[chosen]).clamp(0, 1))
+    pixels, boxes, series = data.restore(x[chosen]), None, x.ndim == 3
+    if series:
+        pixels = _lying((pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-12))
+        if "test" in data.evidence:
+            boxes = _shrunk(_lying(data.evidence["test"][chosen].float())).squeeze(1).round()
+    pixels = _shrunk(pixels.clamp(0, 1))
     shown = {}
     for name, model in models.items():
         probabilities = torch.softmax(logits[name][chosen].double(), 1)
         confidence, predicted = probabilities.max(1)
         device = next(model.parameters()).device
         with evaluating(model):
-            heat = saliency(model, x[chosen].to(device), predicted.to(device)).cpu()
+            given = x[chosen].to(device), predicted.to(device)
+            heat = saliency(model, *given, channels=not series).cpu()
         shown[name] = {
             "seed": 0,
             "predictions": predicted.tolist(),
             "confidence": _rounded(confidence),
-            "saliency": _rounded(_shrunk(heat.unsqueeze(1)).squeeze(1)),
+            "saliency": _rounded(_shrunk(_lying(heat) if series else heat.unsqueeze(1)).squeeze(1)),
         }
     return {
         "classes": list(data.classes),
@@ -535,10 +544,16 @@ def _samples(models: dict[str, nn.Module], data: Data) -> dict[str, Any]:
                 "shape": list(image.shape),
                 "pixels": _rounded(image),
             }
-            for index, image in zip(chosen, pixels, strict=True)
+            | ({} if boxes is None else {"evidence": boxes[place].int().tolist()})
+            for place, (index, image) in enumerate(zip(chosen, pixels, strict=True))
         ],
         "methods": shown,
     }
+
+
+def _lying(series: Tensor) -> Tensor:
+    """Return series [N, T, F] as pictures [N, 1, F, T] that run from left to right."""
+    return series.mT.unsqueeze(1)
 
 
 def _shrunk(images: Tensor) -> Tensor:

@@ -185,12 +185,12 @@ class PruneConfig(Source):
     """Remove the weights that matter least, and measure the accuracy that is left."""
 
     amount: float = 0.9
-    """Share of the weights of linear and convolution layers to remove, 0..1."""
+    """Share of the weights of linear, convolution and recurrent layers to remove, 0..1."""
     criterion: str = "magnitude-global"
     """Which weights go: magnitude-global, magnitude-local (the smallest of each layer), or
     relevance (paper 001, A.6.3)."""
     layers: Literal["all", "conv"] = "all"
-    """Whose weights go: all linear and convolution layers, or convolutions alone (the paper)."""
+    """Whose weights go: of all these layers, or of convolutions alone (the paper)."""
     relevance_data: Literal["train", "test"] = "train"
     """Samples that relevance is summed over. The paper took the test set, which is then no longer
     unseen."""

@@ -31,12 +31,12 @@ class Method:
 
     `credit` holds the options of `attrain.LFP`, or None for gradient descent. `objective` is the
     loss: "cross_entropy", or the name of a reward. `l1` is the factor of the sum of |w| over the
-    weights of linear and convolution layers that is added to the loss. The learning rate is for
-    torch's SGD. `objective_options` are the objective's arguments besides outputs and targets, and
-    `loss_scale` a factor of the loss of a spiking model. `adaptive_clipping` is the largest
-    |g| / |w| of a neuron; where it is not 0 it takes the place of clipping by the norm of the
-    whole gradient. `guided` holds the options of `attrain.SaliencyGuided`, or None for the loss of
-    a batch as it is. `course` is how strong weight decay and L1 are in the course of training, a
+    weights of linear, convolution and recurrent layers that is added to the loss. The learning rate
+    is for torch's SGD. `objective_options` are the objective's arguments besides outputs and
+    targets, and `loss_scale` a factor of the loss of a spiking model. `adaptive_clipping` is the
+    largest |g| / |w| of a neuron; where it is not 0 it takes the place of clipping by the norm of
+    the whole gradient. `guided` holds the options of `attrain.SaliencyGuided`, or None for the loss
+    of a batch as it is. `course` is how strong weight decay and L1 are in the course of training, a
     name in `attrain.optim.COURSES`.
     """
 
@@ -191,18 +191,22 @@ def is_spiking(model: "nn.Module") -> bool:
 
 
 def learner(
-    method: Method, model: "nn.Module", updates: int, told: "Callable[[Refresh], None]"
+    method: Method,
+    model: "nn.Module",
+    x: "Tensor",
+    updates: int,
+    told: "Callable[[Refresh], None]",
 ) -> "nn.Module":
     """Return what is trained: `model` itself, or `attrain.Targeted` around it.
 
-    `updates` is how many there will be; `told` hears of each choice of rows. Raises InputError for
-    a model that has no layer to be targeted.
+    `x` are inputs, which show the model's output layer; `updates` is how many there will be; `told`
+    hears of each choice of rows. Raises InputError for a model that has no layer to be targeted.
     """
     if method.targeted is None:
         return model
-    from attrain.targeted import Targeted
+    from attrain.targeted import Targeted, output_layer
 
-    options = dict(method.targeted)
+    options = {"dense": output_layer(model, x) or None, **method.targeted}
     warmup = round(options.pop("warmup") * updates)
     return Targeted(model, warmup=warmup, on_refresh=told, **options)
 

@@ -48,12 +48,12 @@ class Criterion:
 
 
 def magnitude(model: nn.Module) -> Weights:
-    """Return |w| for every weight of linear and convolution layers (Han et al., 2015)."""
+    """Return |w| for every weight of `connection_weights` (Han et al., 2015)."""
     return {name: weight.abs() for name, weight in connection_weights(model).items()}
 
 
 def relevance(model: nn.Module, data: Samples, *, epsilon: float = 1e-6) -> Weights:
-    """Return |sum of R_ij| for every weight of linear and convolution layers (paper 001, A.6.3).
+    """Return |sum of R_ij| for every weight of `connection_weights` (paper 001, A.6.3).
 
     R_ij = w_ij a_i R_j / (z_j + sign(z_j) epsilon) is what LRP-epsilon sends along a connection,
     starting from the logit of the true class. It is summed over the samples, and over the places
@@ -130,9 +130,9 @@ def prune(
 ) -> nn.Module:
     """Return a copy of `model` with the least important weights set to zero.
 
-    `amount` is the share that goes of the weights of linear and convolution layers, or of those
-    that `layers` names. The model itself is untouched; the other arguments and errors are those
-    of `masks`.
+    `amount` is the share that goes of the weights of linear, convolution and recurrent layers, or
+    of those that `layers` names. The model itself is untouched; the other arguments and errors are
+    those of `masks`.
     """
     keep = masks(model, amount, criterion, data=data, layers=layers)
     pruned = _copy(model)
@@ -249,7 +249,7 @@ def _removal_order(
     if layers == "conv":
         scores = {name: score for name, score in scores.items() if _in_convolution(model, name)}
     if not scores:
-        kind = "convolution layer" if layers == "conv" else "linear or convolution layer"
+        kind = "convolution layer" if layers == "conv" else "linear, convolution or recurrent layer"
         raise InputError(f"the model has no {kind}: nothing can be pruned.")
     for name, score in scores.items():
         broken = int((~torch.isfinite(score)).sum())

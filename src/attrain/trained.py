@@ -31,6 +31,7 @@ from attrain.errors import InputError, unknown
 from attrain.measuring import BASELINES, Settings, measure_explanations
 from attrain.measuring import MEASURES as EXPLAINED
 from attrain.methods import is_spiking
+from attrain.metrics.batches import check_told
 from attrain.metrics.sparsity import connection_weights, gini
 from attrain.models import SpikingNet, build
 from attrain.pruning import AMOUNTS, curve, fold_batch_norm, masks, prune
@@ -44,7 +45,7 @@ from attrain.runs import (
     write_json,
 )
 from attrain.sparse import load_sparse, save_sparse
-from attrain.training import evaluate, predict
+from attrain.training import predict, scores
 
 
 def open_model(source: Source) -> tuple[nn.Module, Data]:
@@ -126,9 +127,9 @@ def measure(config: EvaluateConfig) -> dict[str, float | None]:
     """Return the figures that `config` asks for, by name; write the curves behind them.
 
     accuracy, loss and ece are on the test set; gini and sparsity (the share that is exactly 0)
-    are of the weights of linear and convolution layers; the others, which `measuring` has, are on
-    some samples. A measure may have several figures, None where one cannot be told. Raises
-    InputError for unknown measures or methods, and as `open_model`.
+    are of the weights of linear, convolution and recurrent layers; the others, which `measuring`
+    has, are on some samples. A measure may have several figures, None where one cannot be told.
+    Raises InputError for unknown measures or methods, and as `open_model`.
     """
     check_evaluate(config)
     find(config.method)
@@ -163,7 +164,9 @@ def _figures(model: nn.Module, data: Data, config: EvaluateConfig) -> dict[str, 
     """Return what is measured on the whole test set and on the weights."""
     found = {}
     if {"accuracy", "loss", "ece"} & set(config.measures):
-        found = evaluate(model, data.test, batch_size=config.batch_size)
+        logits = predict(model, data.test, batch_size=config.batch_size)
+        check_told(logits)
+        found = scores(logits, data.test.tensors[1])
     if {"gini", "sparsity"} & set(config.measures):
         layers = connection_weights(model)
         weights = torch.cat([weight.flatten() for weight in layers.values()])

@@ -187,7 +187,8 @@ class _Run:
                 "--strategy ddp."
             )
         self.choices: list[dict[str, Any]] = []
-        self.learner = learner(method, model, self.epochs * self.steps, self.chose)
+        x = data.train.tensors[0][:1]
+        self.learner = learner(method, model, x, self.epochs * self.steps, self.chose)
         self.wrapped = fabric.setup_module(self.learner)
         self.raw_optimizer = make_optimizer(self.learner, method, config)
         self.decays = [group["weight_decay"] for group in self.raw_optimizer.param_groups]

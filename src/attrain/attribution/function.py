@@ -122,18 +122,19 @@ def attribute(
     return (values, error) if return_error else values
 
 
-def saliency(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+def saliency(model: nn.Module, x: Tensor, target: Tensor, *, channels: bool = True) -> Tensor:
     """Return how strongly each place of the inputs moves the target's logit.
 
     The absolute gradient of logit `target` [N] with respect to `x` [N, C, ...], the largest over
-    the channels: [N, ...]. Inputs without channels [N, D] give [N, D]. The model is run as in
-    evaluation; no parameter gets a gradient. Simonyan et al., 2014.
+    the channels: [N, ...]. Inputs without channels, [N, D] or, if `channels` is False, of any
+    shape, give a value for each of theirs. The model is run as in evaluation; no parameter gets a
+    gradient. Simonyan et al., 2014.
     """
     with warnings.catch_warnings():
         # A map without a trace is something to show here, not to warn of.
         warnings.simplefilter("ignore", AttributionWarning)
         heat = attribute(model, x, target, method="saliency")
-    return heat.amax(1) if heat.ndim > 2 else heat
+    return heat.amax(1) if channels and heat.ndim > 2 else heat
 
 
 def _propagated(

@@ -18,11 +18,13 @@ class MaskCache:
         self.visits = torch.empty(0, dtype=torch.long)
 
     def due(self, index: Tensor, shape: torch.Size) -> Tensor:
-        """Count a visit of samples `index` [N], of features `shape`; return whose mask is due."""
+        """Return of which samples `index` [N], of features `shape`, the mask is due."""
         self._hold(int(index.max()) + 1, shape, index.device)
-        visits = self.visits[index]
-        self.visits[index] = visits + 1
-        return visits % self.refresh == 0
+        return self.visits[index] % self.refresh == 0
+
+    def see(self, index: Tensor) -> None:
+        """Count a visit of samples `index` [N]."""
+        self.visits[index] += 1
 
     def put(self, index: Tensor, masks: Tensor) -> None:
         """Keep the masks [n, ...] of samples `index` [n]."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from attrain.attribution import layers
 from attrain.attribution.targets import scores
 from attrain.errors import InputError
+from attrain.guided import checks
 
 Place = tuple[str, nn.Module] | None
 """The embedding of a text model, by name and module; None for inputs that are numbers."""
@@ -47,10 +48,13 @@ def own_output(out: Tensor, y: Tensor | None) -> Tensor:
 def gradient(value: Tensor, point: Tensor, *, again: bool) -> Tensor:
     """Return d value / d point; `again`: the graph is needed once more. No `.grad` is written.
 
-    Raises InputError for a compiled model, whose graph serves one backward pass, with `again`.
+    Raises InputError where there is none, and for a compiled model, whose graph serves one backward
+    pass, with `again`.
     """
+    if not value.requires_grad:
+        return checks.gradient(None)
     try:
-        (found,) = torch.autograd.grad(value, point, retain_graph=again)
+        (found,) = torch.autograd.grad(value, point, retain_graph=again, allow_unused=True)
     except RuntimeError as error:
         if not (again and "donated" in str(error)):
             raise
@@ -59,7 +63,7 @@ def gradient(value: Tensor, point: Tensor, *, again: bool) -> Tensor:
             "can be gone through once: use form='exact' or 'fast', or set "
             "torch._functorch.config.donated_buffer = False."
         ) from error
-    return found
+    return checks.gradient(found)
 
 
 def per_feature(gradients: Tensor, data: str) -> Tensor:

@@ -121,7 +121,7 @@ class SaliencyGuided:
         ):
             if value not in known:
                 raise unknown(kind, str(value), known)
-        checks.options(fraction, weight, refresh, mask)
+        checks.options(loss_fn, fraction, weight, refresh, padding, mask, credit, generator)
         checks.fast(form, target, order, refresh)
         self.model, self.loss_fn, self.fraction, self.weight = model, loss_fn, fraction, weight
         self.data, self.target, self.order, self.form = data, target, order, form
@@ -176,14 +176,14 @@ class SaliencyGuided:
                 out, point = saliency.watched(call.of(self.model), x, self.embedding)
             else:
                 with nullcontext() if alike is None else alike.replaying():
-                    out = scores(call.of(self.model)(x if alike is None else alike.x))
+                    out = scores(call.of(self.model)(x))
                 self._sharing = self._sharing and (alike is None or alike.is_worth_it)
         with natively():
             self._check_outputs(out, x, y)
             if point is not None and self.form == "fast":
                 task, ascent = self._task_and_ascent(out, x, y, point)
             else:
-                task = checks.scalar(self.loss_fn(out, y))
+                task = checks.scalar(self.loss_fn(out, y), out)
             with torch.no_grad():
                 if point is not None and self.form == "shared":
                     own = self._own_output(out, y)
@@ -236,7 +236,7 @@ class SaliencyGuided:
             alike = None
         with natively(), as_in_evaluation(self.inner, x):
             with nullcontext() if alike is None else alike.recording():
-                point = x.detach() if alike is None else alike.x
+                point = x.detach() if alike is None else alike.point
                 out, point = saliency.watched(call.of(self.inner), point, self.embedding)
             self._check_outputs(out, x, y)
             ascent = saliency.gradient(self._own_output(out, y), point, again=alike is not None)
@@ -267,13 +267,17 @@ class SaliencyGuided:
         return masks.lowest(ranked, masks.counts(self.fraction, real), real)
 
     def _kept(self, drop: Tensor | None, index: Tensor | None, due: Tensor | None) -> Tensor:
-        """Keep the masks that were due, of them or of the whole batch; return the batch's."""
+        """Keep the masks that were due, of them or of the whole batch; return the batch's.
+
+        Only now has a sample been seen: a step that fails before leaves its mask due.
+        """
         if index is None or due is None:
             assert drop is not None
             return drop
         index = index.to(due.device)
         if drop is not None:
             self.cache.put(index[due], drop if len(drop) == int(due.sum()) else drop[due])
+        self.cache.see(index)
         return self.cache.get(index)
 
     # The two terms -------------------------------------------------------------------------------
@@ -282,17 +286,19 @@ class SaliencyGuided:
         self, out: Tensor, x: Tensor, y: Any, point: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the loss with its gradients, and minus its gradient by the input."""
-        task = checks.scalar(self.loss_fn(out, y))
+        task = checks.scalar(self.loss_fn(out, y), out)
         leaves: list[Tensor] = [each for each in self.model.parameters() if each.requires_grad]
         if x.requires_grad:
             leaves.append(x)
+        if not self._looked:
+            checks.known(task, x, [point, *leaves])
         found = torch.autograd.grad(task, [point, *leaves], allow_unused=True)
-        assert found[0] is not None
-        return carry(task, leaves, found[1:]), -found[0]
+        return carry(task, leaves, found[1:]), -checks.gradient(found[0])
 
     def _masked(self, x: Tensor, drop: Tensor, data: str) -> Tensor:
         if self.mask is not None:
-            return checks.masked(self.mask(x, drop), x).detach()
+            version = x._version
+            return checks.masked(self.mask(x, drop), x, version).detach()
         if data == "text":
             return masks.text(x, drop, self._real(x))
         replace = masks.image if data == "image" else masks.series

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from attrain.errors import InputError
-from attrain.metrics.batches import Predict, check_batch_size, check_labels
+from attrain.metrics.batches import (
+    Predict,
+    check_batch_size,
+    check_labels,
+    check_numbers,
+    spread_over,
+)
 
 STEPS, RESTARTS = 20, 1
 STEP_SHARE = 2.5
@@ -33,7 +39,8 @@ def fgsm(
 
     Fast gradient sign method, one step: Goodfellow et al., 2015, section 4. logits: from inputs
     [N, ...] to [N, C], differentiable. Raises InputError for a negative epsilon, limits that x
-    exceeds, labels that do not fit, a model without a gradient, and one class alone.
+    exceeds, labels that do not fit, inputs that are no finite numbers, a model without a gradient,
+    and one class alone.
     """
     epsilon, low, high = _checked(x, y, epsilon, low, high, batch_size)
     found = []
@@ -75,7 +82,11 @@ def pgd(
     epsilon, low, high = _checked(x, y, epsilon, low, high, batch_size)
     if steps < 1 or restarts < 1:
         raise InputError(f"steps and restarts must be at least 1, got {steps} and {restarts}.")
-    size = STEP_SHARE * epsilon / steps if step_size is None else torch.as_tensor(step_size)
+    size = (
+        STEP_SHARE * epsilon / steps
+        if step_size is None
+        else spread_over(step_size, x, "step_size")
+    )
     floor, ceiling = torch.maximum(x - epsilon, low), torch.minimum(x + epsilon, high)
     worst = fgsm(logits, x, y, epsilon, low, high, batch_size=batch_size)
     _, highest, wrong = _whole(logits, worst, y, batch_size)
@@ -149,7 +160,7 @@ def _ascent(logits: Predict, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _apart(out: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the outputs without the true one, [N, C] with -infinity in its place, and it, [N]."""
-    label = y[:, None]
+    label = y.long()[:, None]
     return out.scatter(1, label, -torch.inf).double(), out.gather(1, label)[:, 0].double()
 
 
@@ -163,8 +174,11 @@ def _checked(
     """Return epsilon, shaped as x, and both limits as tensors; raises InputError."""
     check_batch_size(batch_size)
     check_labels(x, y)
-    width, floor, ceiling = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in
-                             (epsilon, low, high))  # fmt: skip
+    check_numbers(x)
+    width, floor, ceiling = (
+        spread_over(value, x, name)
+        for name, value in (("epsilon", epsilon), ("low", low), ("high", high))
+    )
     if not (torch.isfinite(width).all() and (width >= 0).all()):
         raise InputError(f"epsilon is a finite size, 0 or more: the least given is {width.min()}.")
     slack = 1e-5 * (1 + x.abs().max())  # what normalising and back may cost
@@ -175,4 +189,4 @@ def _checked(
         )
     # A value that rounding left just outside is its own limit: epsilon = 0 must change nothing.
     floor, ceiling = torch.minimum(x, floor), torch.maximum(x, ceiling)
-    return width.expand(x.shape), floor, ceiling
+    return width, floor, ceiling

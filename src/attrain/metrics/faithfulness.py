@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from attrain.errors import InputError
-from attrain.metrics.batches import Predict
+from attrain.metrics.batches import (
+    Predict,
+    answers,
+    check_classes,
+    check_labels,
+    hits,
+    spread_over,
+)
 
 FRACTIONS = tuple(step / 10 for step in range(10))
 """Shares of the features that are removed for the accuracy drop (paper 003, figure 3)."""
@@ -24,7 +31,7 @@ def top_features(attribution: Tensor, count: int, *, seed: int = 0) -> Tensor:
 
     Of equal ones those are first that come first in an order drawn from `seed`, the same for all
     samples, so that an attribution that is flat somewhere has no preference there. Raises
-    InputError for a count outside 0..features, and for values that are not finite.
+    InputError for a count outside 0..features, and for values that are no finite numbers.
     """
     features = attribution[:1].numel()
     if not 0 <= count <= features:
@@ -34,6 +41,8 @@ def top_features(attribution: Tensor, count: int, *, seed: int = 0) -> Tensor:
 
 def _ranks(attribution: Tensor, seed: int) -> Tensor:
     """Return the place of each feature in its sample's order, 0 for the largest |attribution|."""
+    if attribution.dtype == torch.bool:
+        raise InputError("an attribution is numbers, got torch.bool: which are the largest?")
     magnitude_NF = attribution.detach().abs().flatten(1)
     if not torch.isfinite(magnitude_NF).all():
         raise InputError("the attribution has values that are NaN or infinite: no order in them.")
@@ -53,11 +62,11 @@ def removed(
     """Return `x` [N, ...] with the top `fraction` of its features replaced by the background.
 
     round(fraction * features) of them, halves to the even number. background: a number or a tensor
-    that broadcasts to x. Raises InputError for an attribution that does not broadcast to x, a
-    fraction outside 0..1, and as `top_features` does.
+    that broadcasts to x. Raises InputError for an attribution or a background that does not
+    broadcast to x, a fraction outside 0..1, and as `top_features` does.
     """
-    count = _count(x, attribution, fraction)
-    return torch.where(top_features(attribution, count, seed=seed), background, x)
+    (changed,) = _each_removed(x, attribution, [fraction], background, seed)
+    return changed
 
 
 def corner(x: Tensor) -> Tensor:
@@ -99,10 +108,12 @@ def accuracy_drop(
 
     y: labels [N]. The lower, the more faithful; `area` makes one number of it. With the background
     of the data (a corner's pixel) the changed inputs look like data, with their mean they do not.
-    Paper 003, figure 3. Raises InputError as `removed` does.
+    Paper 003, figure 3. Raises InputError as `removed` does, for labels that do not fit, and for
+    outputs that are NaN or not [N, C].
     """
+    check_labels(x, y)
     return [
-        float((_scores(predict, changed).argmax(1) == y).double().mean())
+        float(hits(predict, changed, y).double().mean())
         for changed in _each_removed(x, attribution, fractions, background, seed)
     ]
 
@@ -121,12 +132,13 @@ def target_drop(
 
     As `accuracy_drop`, for each sample: what is left of its logit or probability.
     """
-    return torch.stack(
-        [
-            _scores(predict, changed).gather(1, target[:, None])[:, 0]
-            for changed in _each_removed(x, attribution, fractions, background, seed)
-        ]
-    )
+    check_labels(x, target)
+    left = []
+    for changed in _each_removed(x, attribution, fractions, background, seed):
+        out = answers(predict, changed)
+        check_classes(target, out.shape[1])
+        left.append(out.gather(1, target.long()[:, None])[:, 0])
+    return torch.stack(left)
 
 
 def _each_removed(
@@ -137,7 +149,8 @@ def _each_removed(
     seed: int,
 ) -> Iterator[Tensor]:
     """Yield what `removed` returns for each fraction, but sort the features once."""
-    counts = [_count(x, attribution, fraction) for fraction in fractions]
+    counts = _counts(x, attribution, fractions)
+    background = spread_over(background, x, "the background")
     ranks = _ranks(attribution, seed)
     for count in counts:
         yield torch.where(ranks < count, background, x)
@@ -176,7 +189,8 @@ def comprehensiveness(
 
     The mean over `fractions` of p_j(x) - p_j(x without them), where j is the class that `predict`
     (probabilities, say) has highest for x, and at least one feature is taken: higher is more
-    faithful. DeYoung et al., 2020, AOPC. Raises InputError as `removed` does.
+    faithful. DeYoung et al., 2020, AOPC. Raises InputError as `removed` does, and for outputs that
+    are NaN or not [N, C].
     """
     return _aopc(predict, x, attribution, background, fractions, seed, keep=False)
 
@@ -207,20 +221,21 @@ def _aopc(
     *,
     keep: bool,
 ) -> Tensor:
-    whole = _scores(predict, x)
+    counts = [max(1, count) for count in _counts(x, attribution, fractions)]
+    background = spread_over(background, x, "the background")
+    whole = answers(predict, x)
     top = whole.argmax(1, keepdim=True)
-    counts = [max(1, _count(x, attribution, fraction)) for fraction in fractions]
     ranks = _ranks(attribution, seed)
     falls = []
     for count in counts:
         chosen = ranks < count
         changed = torch.where(~chosen if keep else chosen, background, x)
-        falls.append((whole - _scores(predict, changed)).gather(1, top)[:, 0])
+        falls.append((whole - answers(predict, changed)).gather(1, top)[:, 0])
     return torch.stack(falls).mean(0)
 
 
-def _count(x: Tensor, attribution: Tensor, fraction: float) -> int:
-    """Return how many features a fraction is; raises InputError for what does not fit."""
+def _counts(x: Tensor, attribution: Tensor, fractions: Sequence[float]) -> list[int]:
+    """Return how many features each fraction is; raises InputError for what does not fit."""
     fits = attribution.ndim == x.ndim and all(
         mine in (1, whole) for mine, whole in zip(attribution.shape[1:], x.shape[1:], strict=True)
     )
@@ -229,11 +244,9 @@ def _count(x: Tensor, attribution: Tensor, fraction: float) -> int:
             f"the attribution has the shape {tuple(attribution.shape)}, and x {tuple(x.shape)}: "
             "they must agree, or have 1 in its place where a feature spans an axis of x."
         )
-    if not 0 <= fraction <= 1:
-        raise InputError(f"a fraction is a share of the features, in 0..1: got {fraction}.")
-    return round(fraction * attribution[0].numel())
-
-
-def _scores(predict: Predict, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return predict(x)
+    if len(fractions) == 0:
+        raise InputError("no fractions of the features are given: at least one is needed.")
+    for fraction in fractions:
+        if not 0 <= fraction <= 1:
+            raise InputError(f"a fraction is a share of the features, in 0..1: got {fraction}.")
+    return [round(fraction * attribution[0].numel()) for fraction in fractions]

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from attrain.errors import InputError
 from attrain.metrics.attacks import Limit
-from attrain.metrics.batches import Predict, check_batch_size, check_labels, in_batches
+from attrain.metrics.batches import (
+    Predict,
+    check_batch_size,
+    check_labels,
+    check_numbers,
+    hits,
+    in_batches,
+    spread_over,
+)
 
 EPSILONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Sizes of attacks, as shares of the range of an input."""
@@ -45,23 +53,26 @@ def noise_curve(
     x [N, ...] as the model takes it, y labels [N]; scale, low, high: numbers or tensors that
     broadcast to x. The noise of a draw is the same for every sigma but for its size; noisy values
     are cut to low..high. `of_correct` is NaN where no input is right to begin with. Raises
-    InputError for a negative sigma, less than one draw and labels that do not fit.
+    InputError for a negative sigma, less than one draw, limits that cross, labels that do not fit,
+    and outputs that are NaN or not [N, C].
     """
     _check(x, y, sigmas, "sigmas", batch_size)
     if draws < 1:
         raise InputError(f"noise needs at least one draw, got {draws}.")
     predict = in_batches(logits, batch_size)
     generator = torch.Generator().manual_seed(seed)
-    low, high = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (low, high))
-    with torch.no_grad():
-        right = predict(x).argmax(1) == y
-        hits = torch.zeros(len(sigmas), len(x), dtype=torch.double)
-        for _ in range(draws):
-            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) * scale
-            for row, sigma in enumerate(sigmas):
-                noisy = (x + sigma * noise).clamp(low, high) if sigma else x
-                hits[row] += (predict(noisy).argmax(1) == y).cpu().double() / draws
-    return _curve(hits, right.cpu())
+    low, high = spread_over(low, x, "low"), spread_over(high, x, "high")
+    if (low > high).any():
+        raise InputError("low is above high somewhere: no value lies between them.")
+    scale = spread_over(scale, x, "scale")
+    right = hits(predict, x, y)
+    held = torch.zeros(len(sigmas), len(x), dtype=torch.double)
+    for _ in range(draws):
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) * scale
+        for row, sigma in enumerate(sigmas):
+            noisy = (x + sigma * noise).clamp(low, high) if sigma else x
+            held[row] += hits(predict, noisy, y).cpu().double() / draws
+    return _curve(held, right.cpu())
 
 
 def attack_curve(
@@ -80,15 +91,15 @@ def attack_curve(
     An input that is wrong without a change counts as wrong: an attacker leaves it alone. nested:
     what fell to a smaller epsilon counts as fallen, for its changed input is in the larger ball as
     well, and is not attacked again; False for an attack that is one given step. Raises InputError
-    for epsilons that are negative or do not rise, and labels that do not fit.
+    for epsilons that are negative or do not rise, an attack that returns another shape, labels that
+    do not fit, and outputs that are NaN or not [N, C].
     """
     _check(x, y, epsilons, "epsilons", batch_size)
     if any(b <= a for a, b in zip(epsilons, epsilons[1:], strict=False)):
         raise InputError(f"epsilons must rise, got {tuple(epsilons)}.")
     predict = in_batches(logits, batch_size)
-    scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device).expand(x.shape)
-    with torch.no_grad():
-        right = predict(x).argmax(1) == y
+    scale = spread_over(scale, x, "scale")
+    right = hits(predict, x, y)
     standing = right.clone()
     held = []
     for epsilon in epsilons:
@@ -97,8 +108,12 @@ def attack_curve(
         some = standing.nonzero().flatten()
         if epsilon and len(some):
             changed = attack(x[some], y[some], epsilon * scale[some])
-            with torch.no_grad():
-                standing[some] = predict(changed).argmax(1) == y[some]
+            if changed.shape != x[some].shape:
+                raise InputError(
+                    f"the attack turned inputs {tuple(x[some].shape)} into "
+                    f"{tuple(changed.shape)}: it must return one of each, of the same shape."
+                )
+            standing[some] = hits(predict, changed, y[some])
         held.append(standing.cpu().double())
     return _curve(torch.stack(held), right.cpu())
 
@@ -111,5 +126,6 @@ def _curve(hits_SN: Tensor, right_N: Tensor) -> Curve:
 def _check(x: Tensor, y: Tensor, sizes: Sequence[float], name: str, batch_size: int) -> None:
     check_batch_size(batch_size)
     check_labels(x, y)
+    check_numbers(x)
     if not sizes or not all(size >= 0 for size in sizes):
         raise InputError(f"{name} are 0 or more, at least one: got {tuple(sizes)}.")

@@ -100,11 +100,11 @@ def signs_changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
 
 
 def connection_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of all linear and convolution layers by name, each tensor once.
+    """Return the weights of all linear, convolution and recurrent layers, each tensor once.
 
-    Transposed convolutions and the projections of attention are included; biases, normalisations
-    and embeddings are not. Raises InputError where a weight is not yet made or made anew in each
-    forward (weight_norm and its kin, of the old form), with the remedy.
+    By name. Transposed convolutions and the projections of attention are included; biases,
+    normalisations and embeddings are not. Raises InputError where a weight is not yet made or made
+    anew in each forward (weight_norm and its kin, of the old form), with the remedy.
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -132,6 +132,10 @@ def _weight_attributes(module: nn.Module) -> list[str]:
         return ["weight"]
     if isinstance(module, nn.MultiheadAttention):
         return [name for name in _ATTENTION if getattr(module, name) is not None]
+    if isinstance(module, nn.RNNBase):
+        return [name for name in module._flat_weights_names if name.startswith("weight")]
+    if isinstance(module, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
     return []
 
 
@@ -149,7 +153,9 @@ def weight_summary(weights: Mapping[str, Tensor], bins: int = BINS) -> dict[str,
     quantiles of |w| / max|w| (paper 001, figures 3 and 5). Raises InputError as `gini` does.
     """
     if not weights:
-        raise InputError("no weights to summarise: the model has no linear or convolution layer.")
+        raise InputError(
+            "no weights to summarise: the model has no linear, convolution or recurrent layer."
+        )
     edges = np.linspace(-1.0, 1.0, bins + 1)
     everything = np.concatenate([_magnitudes(weight) for weight in weights.values()])
     return {

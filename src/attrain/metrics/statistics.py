@@ -30,12 +30,16 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+def paired_difference(
+    values: Sequence[float], baseline: Sequence[float], *, comparisons: int = 1
+) -> dict[str, Any]:
     """Return the mean of `values - baseline`, pair by pair, with its 95% t interval.
 
-    `clear` is true where the interval excludes 0. With one pair there is no interval: `low` and
-    `high` are None and `clear` is False. With a NaN or an infinite value there is no mean either.
-    Raises InputError unless there are as many values on both sides, and at least one.
+    comparisons: how many it is one of, such as those that the best is chosen from; the intervals of
+    all of them hold together with 95% (Bonferroni). `clear` is true where the interval excludes 0.
+    With one pair there is no interval: `low` and `high` are None and `clear` is False. With a NaN
+    or an infinite value there is no mean either. Raises InputError unless there are as many values
+    on both sides, and at least one.
     """
     if len(values) != len(baseline) or len(values) == 0:
         raise InputError(
@@ -49,7 +53,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dic
     mean = float(difference.mean())
     if count == 1:
         return {"mean": mean, "low": None, "high": None, "n": 1, "clear": False}
-    quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
+    quantile = float(stdtrit(count - 1, 1 - (1 - CONFIDENCE) / (2 * comparisons)))
     reach = quantile * float(difference.std(ddof=1)) / math.sqrt(count)
     low, high = mean - reach, mean + reach
     return {"mean": mean, "low": low, "high": high, "n": count, "clear": low > 0 or high < 0}

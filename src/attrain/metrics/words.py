@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrain.errors import InputError
-from attrain.metrics.batches import Predict
+from attrain.metrics.batches import Predict, answers
 from attrain.metrics.faithfulness import AOPC
 
 
@@ -30,7 +30,8 @@ def comprehensiveness(
     of p_j(x) - p_j(x without them), where j is the class that `predict` (probabilities) has highest
     for x; of a text's words max(1, round(fraction * words)) are taken, halves to the even number.
     DeYoung et al., 2020, AOPC; paper 003, equation 5. Raises InputError for shapes that differ,
-    fractions outside 0..1, texts without a word, and scores that are not finite.
+    fractions outside 0..1, texts without a word, scores that are not finite, and outputs that are
+    NaN or not [N, C].
     """
     return _aopc(predict, tokens, scores, padding, fractions, seed, keep=False)
 
@@ -69,7 +70,7 @@ def _aopc(
     keep: bool,
 ) -> Tensor:
     real = _words(tokens, scores, padding, fractions)
-    whole = _probabilities(predict, tokens)
+    whole = answers(predict, tokens)
     top = whole.argmax(1, keepdim=True)
     ranks = _ranks(scores, real, seed)
     words = real.sum(1, keepdim=True)
@@ -77,7 +78,7 @@ def _aopc(
     for fraction in fractions:
         chosen = ranks < (fraction * words.double()).round().clamp_min(1)
         left = only(tokens, real & (chosen if keep else ~chosen), padding)
-        falls.append((whole - _probabilities(predict, left)).gather(1, top)[:, 0])
+        falls.append((whole - answers(predict, left)).gather(1, top)[:, 0])
     return torch.stack(falls).mean(0)
 
 
@@ -85,7 +86,7 @@ def _ranks(scores: Tensor, real: Tensor, seed: int) -> Tensor:
     """Return the place of each word in its text's order, 0 for the highest; padding comes last."""
     drawn = torch.randperm(scores.shape[1], generator=torch.Generator().manual_seed(seed))
     drawn = drawn.to(scores.device)
-    given = scores.detach().masked_fill(~real, -torch.inf)
+    given = scores.detach().double().masked_fill(~real, -torch.inf)
     order = drawn[given[:, drawn].argsort(dim=1, descending=True, stable=True)]
     places = torch.arange(scores.shape[1], device=scores.device).expand(order.shape)
     return torch.empty_like(order).scatter_(1, order, places)
@@ -93,7 +94,8 @@ def _ranks(scores: Tensor, real: Tensor, seed: int) -> Tensor:
 
 def _words(tokens: Tensor, scores: Tensor, padding: int, fractions: Sequence[float]) -> Tensor:
     """Return which tokens are words, [N, L]; raises InputError for what does not fit."""
-    if tokens.ndim != 2 or tokens.is_floating_point() or scores.shape != tokens.shape:
+    whole = not (tokens.is_floating_point() or tokens.dtype == torch.bool)
+    if tokens.ndim != 2 or not whole or scores.shape != tokens.shape:
         raise InputError(
             f"texts are whole numbers [N, L] with a score of each, got {tokens.dtype} "
             f"{tuple(tokens.shape)} and scores {tuple(scores.shape)}."
@@ -110,8 +112,3 @@ def _words(tokens: Tensor, scores: Tensor, padding: int, fractions: Sequence[flo
     if not torch.isfinite(scores[real]).all():
         raise InputError("the scores have values that are NaN or infinite: no order in them.")
     return real
-
-
-def _probabilities(predict: Predict, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
-        return predict(tokens)

@@ -125,12 +125,16 @@ class Explained:
 
 @dataclass(frozen=True)
 class Samples:
-    """The inputs `(n, C, H, W)` in 0..1 that every method explains, and what each makes of them."""
+    """The inputs `(n, C, H, W)` in 0..1 that every method explains, and what each makes of them.
+
+    evidence: `(n, H, W)`, what of each input its label rests on, where that is known.
+    """
 
     classes: tuple[str, ...]
     index: tuple[int, ...]
     labels: tuple[int, ...]
     pixels: Array
+    evidence: npt.NDArray[np.bool_] | None
     methods: Mapping[str, Explained]
 
 
@@ -495,6 +499,12 @@ def _read_samples(path: Path, problems: list[str]) -> Samples | None:
         shape = "x".join(map(str, pixels.shape[1:]))
         problems.append(f"samples.json holds inputs of shape {shape}, which cannot be shown.")
         return None
+    evidence = None
+    if any("evidence" in entry for entry in entries):
+        evidence = _floats([entry.get("evidence") for entry in entries])
+        if evidence is None or evidence.shape != (len(pixels), *pixels.shape[2:]):
+            problems.append("The evidence in samples.json does not fit its inputs.")
+            evidence = None
     methods = {}
     for name, value in mapping(raw.get("methods")).items():
         explained = _explained(mapping(value), pixels)
@@ -507,6 +517,7 @@ def _read_samples(path: Path, problems: list[str]) -> Samples | None:
         index=tuple(int(number(e.get("index")) or 0) for e in entries),
         labels=labels,
         pixels=pixels,
+        evidence=None if evidence is None else evidence > 0,
         methods=methods,
     )
 

@@ -17,7 +17,11 @@ _ANCHORS = np.array(
      [252, 250, 170]]
 )  # fmt: skip
 
+# Neither a grey nor on the scale.
+_FRAME = np.array([0, 208, 240], np.uint8)
+
 Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 
 def colours() -> Bytes:
@@ -27,16 +31,36 @@ def colours() -> Bytes:
     return np.stack(channels, axis=1).round().astype(np.uint8)
 
 
-def photograph(pixels: Array) -> str:
-    """Return the image address of an input `(C, H, W)` in 0..1, one or three channels."""
+def photograph(pixels: Array, frame: Mask | None = None) -> str:
+    """Return the image address of an input `(C, H, W)` in 0..1, one or three channels.
+
+    The edge of `frame` `(H, W)` is drawn over it.
+    """
     bytes_ = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
+    if frame is not None:
+        return address(_framed(np.moveaxis(bytes_, 0, -1), frame))
     return address(bytes_[0]) if len(bytes_) == 1 else address(np.moveaxis(bytes_, 0, -1))
 
 
-def heat_map(values: Array, top: float) -> str:
-    """Return the image address of a map `(H, W)` on the colour scale from 0 to `top`."""
+def heat_map(values: Array, top: float, frame: Mask | None = None) -> str:
+    """Return the image address of a map `(H, W)` on the colour scale from 0 to `top`.
+
+    The edge of `frame` `(H, W)` is drawn over it.
+    """
     share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
-    return address((share * (LEVELS - 1)).round().astype(np.uint8), colours())
+    places = (share * (LEVELS - 1)).round().astype(np.uint8)
+    if frame is not None:
+        return address(_framed(colours()[places], frame))
+    return address(places, colours())
+
+
+def _framed(image: Bytes, frame: Mask) -> Bytes:
+    """Return an image `(H, W, 1 or 3)` in colour with the outermost pixels of `frame` replaced."""
+    around = np.pad(frame, 1)
+    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    coloured = np.broadcast_to(image, (*image.shape[:2], 3)).copy()
+    coloured[frame & ~inner] = _FRAME
+    return coloured
 
 
 def scale_bar() -> str:

@@ -19,7 +19,7 @@ from attrain.models import seeded
 from attrain.studies.guided_subjects import ARMS
 
 FRACTION = 0.5
-"""Share of the entries that are masked, as the paper does on MNIST; set beforehand."""
+"""Share of the entries that are masked, as in our studies of MNIST; set beforehand."""
 BATCH, RATE = 50, 1e-3
 
 

@@ -20,6 +20,7 @@ from attrain.studies.guided_subjects import GUIDED, REGULAR, SALIENCIES
 from attrain.studies.series_measures import explained
 from attrain.studies.series_subjects import Stop, fit
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
+from attrain.studies.verdicts import told, verdict
 
 ARMS = (REGULAR, GUIDED)
 MODELS: Mapping[str, str] = {
@@ -186,13 +187,12 @@ def _claims(config: Config, results: Results) -> list[Claim]:
 def _improves(config: Config, results: Results, model: str, measure: str) -> Claim:
     guided, regular = (_values(config, results, model, arm, measure) for arm in (GUIDED, REGULAR))
     gap = paired_difference(guided, regular)
-    spans = "" if gap["low"] is None else f" ({gap['low']:+.3f} to {gap['high']:+.3f})"
     return {
         "claim": f"Guided training {_CLAIMS[measure]} in {MODELS[model]}, mean of six methods",
         "source": "figure 5, by eye",
-        "holds": gap["mean"] > 0 if gap["clear"] else "unclear",
+        "holds": verdict(gap),
         "figure": f"{np.mean(guided):.3f} against {np.mean(regular):.3f}; difference "
-        f"{gap['mean']:+.3f}{spans}, {gap['n']} seeds",
+        f"{told(gap, digits=3)}",
     }
 
 

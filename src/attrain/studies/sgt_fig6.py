@@ -16,14 +16,13 @@ from attrain.studies.guided_subjects import GUIDED, REGULAR
 from attrain.studies.series_measures import ALL, explained, located
 from attrain.studies.series_subjects import Stop, fit, series
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
+from attrain.studies.verdicts import told, verdict
 
 PLACES = ("early", "middle", "late")
 ARMS = (REGULAR, GUIDED)
 METHODS = ("gradient", "integrated gradients")
 """The first is the one that verdicts are about."""
 PARTS: Mapping[str, int] = {"AUP": 0, "AUR": 1}
-
-
 LEARNED = 0.9
 """Test accuracy under which a network does not know the box, and its saliency shows nothing."""
 
@@ -119,7 +118,7 @@ def _claims(config: Config, results: Results) -> list[Claim]:
         for seed in range(config.seeds)
     )
     for part in PARTS:
-        for told, values in (
+        for claim, values in (
             (
                 f"A regularly trained LSTM has a higher {part} where the box comes late than early",
                 partial(_bias, config, results, REGULAR),
@@ -137,10 +136,12 @@ def _claims(config: Config, results: Results) -> list[Claim]:
             first = gaps[METHODS[0]]
             claims.append(
                 Claim(
-                    claim=told,
+                    claim=claim,
                     source="figure 6",
-                    holds=first["mean"] > 0 if first["clear"] and learned else "unclear",
-                    figure="; ".join(f"{method} {_told(gap)}" for method, gap in gaps.items())
+                    holds=verdict(first) if learned else "unclear",
+                    figure="; ".join(
+                        f"{method} {told(gap, digits=3)}" for method, gap in gaps.items()
+                    )
                     + f"; test accuracy early {_early(config, results)}",
                 )
             )
@@ -169,11 +170,6 @@ def _gain(config: Config, results: Results, place: str, method: str, part: str) 
 
 def _difference(values: Sequence[float]) -> dict[str, Any]:
     return paired_difference(values, [0.0] * len(values))
-
-
-def _told(gap: Mapping[str, Any]) -> str:
-    spans = "" if gap["low"] is None else f" ({gap['low']:+.3f} to {gap['high']:+.3f})"
-    return f"{gap['mean']:+.3f}{spans}, {gap['n']} seeds"
 
 
 def _early(config: Config, results: Results) -> str:

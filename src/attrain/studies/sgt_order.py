@@ -42,6 +42,7 @@ from attrain.studies.guided_subjects import (
 )
 from attrain.studies.sgt_fig3 import percent, points
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
+from attrain.studies.verdicts import told, verdict
 
 ARMS = (REGULAR, GUIDED, ABSOLUTE, RANDOM)
 MIRRORS = (HIGHEST,)
@@ -323,11 +324,11 @@ def _noise_claims(regular: Found) -> list[Claim]:
     return [
         _compared(
             "Noise in the signed half lowers the lead of the label more than noise in a random "
-            "half, on regular models", signed, by_chance, _numbers, _difference,
+            "half, on regular models", signed, by_chance, _numbers, told,
         ),
         _compared(
             "Noise in the absolute half lowers the lead of the label less than noise in a random "
-            "half, on regular models", by_size, by_chance, _numbers, _difference, higher=True,
+            "half, on regular models", by_size, by_chance, _numbers, told, higher=True,
         ),
     ]  # fmt: skip
 
@@ -372,7 +373,7 @@ def _compared(
     claim: str,
     ours: Sequence[float],
     theirs: Sequence[float] | None,
-    told: Any,
+    as_text: Any,
     difference: Any,
     *,
     higher: bool = False,
@@ -383,13 +384,13 @@ def _compared(
     Without theirs: than 0.
     """
     count = len(ours) if theirs is None else min(len(ours), len(theirs))
-    against = "" if theirs is None else f" against {told(theirs[:count])}"
+    against = "" if theirs is None else f" against {as_text(theirs[:count])}"
     gap = paired_difference(ours[:count], [0.0] * count if theirs is None else theirs[:count])
     return {
         "claim": claim,
         "source": source,
-        "holds": (gap["mean"] > 0) == higher if gap["clear"] else "unclear",
-        "figure": f"{told(ours[:count])}{against}; difference {difference(gap)}",
+        "holds": verdict(gap, 1 if higher else -1),
+        "figure": f"{as_text(ours[:count])}{against}; difference {difference(gap)}",
     }
 
 
@@ -400,12 +401,6 @@ def _mean_points(values: Sequence[float]) -> str:
 def _numbers(values: Sequence[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):+.2f}{spread}"
-
-
-def _difference(gap: Mapping[str, Any]) -> str:
-    if gap["low"] is None:
-        return f"{gap['mean']:+.2f}, one seed"
-    return f"{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f}, {gap['n']} seeds)"
 
 
 STUDY = Study(

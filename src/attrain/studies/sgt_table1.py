@@ -33,7 +33,7 @@ from attrain.studies.guided_texts import (
 )
 from attrain.studies.sgt_table1_figures import draw_examples, draw_scores
 from attrain.studies.study import Claim, Conclusion, Result, Row, Study, TableRow, measured
-from attrain.studies.verdicts import verdict
+from attrain.studies.verdicts import no_worse, told, verdict
 
 COMPREHENSIVE, SUFFICIENT = "comprehensiveness", "sufficiency"
 MEASURES = (COMPREHENSIVE, SUFFICIENT)
@@ -303,14 +303,14 @@ def _better(found: Found, method: str, measure: str) -> Claim:
         *(found.texts[arm, method, measure].mean(0).tolist() for arm in (GUIDED, REGULAR))
     )
     paper = [PAPER.get((found.part.recipe.data, measure, method, arm)) for arm in (REGULAR, GUIDED)]
-    told = f", paper {paper[0]:.3f} to {paper[1]:.3f}" if None not in paper else ""
+    beside = f", paper {paper[0]:.3f} to {paper[1]:.3f}" if None not in paper else ""
     gap = paired_difference(ours, rival)
     return {
         "claim": f"{found.title}: guided training {_does(measure)} {measure} of {method}",
         "source": "table 1" if method in METHODS else "not in the paper",
         "holds": verdict(gap, _sign(measure)),
-        "figure": f"{np.mean(rival):.3f} to {np.mean(ours):.3f}; difference {_interval(gap)}; over "
-        f"the texts {_interval(over_texts, 'texts')}{told}",
+        "figure": f"{np.mean(rival):.3f} to {np.mean(ours):.3f}; difference "
+        f"{told(gap, digits=3)}; over the texts {told(over_texts, digits=3, of='texts')}{beside}",
     }
 
 
@@ -323,7 +323,7 @@ def _relatively(found: Found, measure: str) -> Claim:
         "above chance, mean of the three methods",
         "source": "not in the paper",
         "holds": verdict(gap, _sign(measure)),
-        "figure": f"{np.mean(rival):.3f} to {np.mean(ours):.3f}; difference {_interval(gap)}",
+        "figure": f"{np.mean(rival):.3f} to {np.mean(ours):.3f}; difference {told(gap, digits=3)}",
     }
 
 
@@ -337,23 +337,19 @@ def _than_control(found: Found, arm: str, measure: str) -> Claim:
         "mean of the three methods",
         "source": "not in the paper",
         "holds": verdict(gap, _sign(measure)),
-        "figure": f"{np.mean(rival):.3f} against {np.mean(ours):.3f}; difference {_interval(gap)}",
+        "figure": f"{np.mean(rival):.3f} against {np.mean(ours):.3f}; difference "
+        f"{told(gap, digits=3)}",
     }
 
 
 def _kept(found: Found) -> Claim:
     gap = paired_difference(found.accuracy[GUIDED], found.accuracy[REGULAR])
-    kept: bool | str = "unclear"
-    if gap["low"] is not None and gap["low"] > -KEPT:
-        kept = True
-    if gap["high"] is not None and gap["high"] < -KEPT:
-        kept = False
     regular, guided = (100 * np.mean(found.accuracy[arm]) for arm in (REGULAR, GUIDED))
     return {
         "claim": f"{found.title}: guided training keeps the accuracy, to {100 * KEPT:.0f} points",
         "source": "section 1",
-        "holds": kept,  # type: ignore[typeddict-item]
-        "figure": f"{regular:.1f}% to {guided:.1f}%; difference {_interval(gap)}",
+        "holds": no_worse(gap, KEPT),
+        "figure": f"{regular:.1f}% to {guided:.1f}%; difference {told(gap, digits=3)}",
     }
 
 
@@ -363,12 +359,6 @@ def _sign(measure: str) -> int:
 
 def _does(measure: str) -> str:
     return "raises the" if measure == COMPREHENSIVE else "lowers the"
-
-
-def _interval(gap: Mapping[str, Any], of: str = "seeds") -> str:
-    if gap["low"] is None:
-        return f"{gap['mean']:+.3f} (one seed)"
-    return f"{gap['mean']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f}, {gap['n']} {of})"
 
 
 _MOVIES = Recipe("movies", words=256, epochs=8)

@@ -12,6 +12,9 @@ from torch.utils import checkpoint
 from attrain.attribution.conditions import check_values
 from attrain.errors import InputError
 
+IGNORED = -100
+"""The label of what a cross entropy leaves out, in torch."""
+
 
 def options(
     density: Any, refresh: Any, warmup: Any, exploration: Any, memory: Any, seed: Any
@@ -41,6 +44,14 @@ def options(
         )
     if not _integer(seed) or not -(2**63) <= seed < 2**64:
         raise InputError(f"seed must be an integer of 64 bits, got {seed!r}.")
+
+
+def axis(classes: Any) -> None:
+    """Raise InputError for what is no axis that classes may be on."""
+    if classes is not None and (not _integer(classes) or classes not in (1, -1)):
+        raise InputError(
+            f"classes is 1 or -1, the axis of outputs on which classes are, got {classes!r}."
+        )
 
 
 def names(dense: Any, on_refresh: Any) -> None:
@@ -91,6 +102,7 @@ def labels(y: Tensor | None, out: Tensor, axis: int) -> None:
             f"class indices for outputs {list(out.shape)} are int64 {wanted}, got {y.dtype} "
             f"{list(y.shape)}."
         )
+    y = y[y != IGNORED]
     if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise InputError(
             f"labels go from {int(y.min())} to {int(y.max())}, and the model names {classes} "

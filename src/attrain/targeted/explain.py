@@ -14,13 +14,16 @@ from attrain.attribution.targets import scores
 from attrain.credit import LFP, is_active
 from attrain.errors import InputError
 from attrain.rules.call import stabilise
-from attrain.targeted.layers import Layer
+from attrain.targeted.layers import KINDS, Layer
 from attrain.targeted.scores import Function
 from attrain.targeted.watching import Measuring, Watching
 
 
 class Batch(NamedTuple):
-    """What a model is called with, which outputs are explained, and whether the loss was finite."""
+    """What a model is called with, which outputs are explained, and whether the loss was finite.
+
+    wanted: of each output, whether it is explained; None for all of them.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -39,21 +42,124 @@ class Batch(NamedTuple):
         return self._replace(args=tuple(map(cast, self.args)), kwargs=kwargs)
 
 
-def wanted(slopes: Tensor) -> Tensor | None:
-    """Return the outputs whose rise lowers the loss most, from dL/do: the class of each sample.
+AXES = (1, -1)
+"""The axes on which outputs may have their classes."""
 
-    Outputs [N, C] or [N, ..., C] have their classes on the last axis, [N, C, H, W, ...] on the
-    second, as torch's cross entropy takes them; None where there is one output per sample.
+FEW = 32
+"""Places whose signs could agree by chance."""
+
+
+def wanted(slopes: Tensor, classes: int | None) -> Tensor | None:
+    """Return the outputs whose rise lowers the loss most, from dL/do: a class of each place.
+
+    classes: the axis on which they are, where it is known. Places that the loss does not look at,
+    such as padding, have none. None where a place has one output.
+
+    Raises InputError where nothing tells the axis.
     """
-    axis = class_axis(slopes)
+    axis = _usual(slopes, classes)
+    if axis is None and not bool(slopes.any()):
+        return torch.zeros_like(slopes, dtype=torch.bool)
+    if axis is None:
+        single = [each for each in AXES if slopes.shape[each] == 1]
+        axis = single[0] if len(single) == 1 else _convention(slopes, "the loss does")
     if slopes.ndim < 2 or slopes.shape[axis] == 1:
         return None
-    return slopes.argmin(axis, keepdim=True)
+    found = chosen(slopes, slopes.argmin(axis, keepdim=True), axis)
+    return found if slopes.ndim == 2 else found & (slopes != 0).any(axis, keepdim=True)
 
 
-def class_axis(out: Tensor) -> int:
-    """Return the axis on which outputs have their classes."""
-    return 1 if out.ndim > 3 else -1
+def chosen(out: Tensor, classes: Tensor, axis: int) -> Tensor:
+    """Return of each output whether it is that of a class, `classes` of length 1 on `axis`."""
+    return torch.zeros_like(out, dtype=torch.bool).scatter_(axis, classes, True)
+
+
+def class_axis(slopes: Tensor) -> int | None:
+    """Return the axis on which a loss has its classes, by dL/do, None where that cannot be told.
+
+    Slopes of a cross entropy add up to zero over the classes of a place. Those of a likelihood are
+    zero for all classes but one. Where a model is so sure that sums are mere rounding, signs are
+    left, if there are enough of them: one class is wanted to rise, and all others to fall.
+    """
+    if slopes.ndim < 3 or not bool(slopes.any()):
+        return None
+    rounding = max(1e-4, 4 * torch.finfo(slopes.dtype).eps)
+    wide = torch.promote_types(slopes.dtype, torch.float32)
+
+    def balanced(axis: int) -> bool:
+        size = torch.linalg.vector_norm(slopes, 1, axis, dtype=wide)
+        return bool((slopes.sum(axis, dtype=wide).abs() <= rounding * size.max()).all())
+
+    def alone(axis: int) -> bool:
+        return not bool((slopes > 0).any()) and int(slopes.count_nonzero(axis).max()) <= 1
+
+    def one_rises(axis: int) -> bool:
+        rising = (slopes < 0).sum(axis)
+        return int(rising.max()) <= 1 and int(rising.sum()) >= FEW
+
+    for fits in (balanced, alone, one_rises):
+        fitting = [axis for axis in AXES if slopes.shape[axis] > 1 and fits(axis)]
+        if len(fitting) == 1:
+            return fitting[0]
+    return None
+
+
+def labelled(out: Tensor, y: Tensor | None, classes: int | None) -> int:
+    """Return the axis of outputs on which classes are, by labels: the one that they do without.
+
+    Raises InputError where nothing tells it.
+    """
+    axis = _usual(out, classes)
+    if axis is not None:
+        return axis
+    fitting = [] if y is None else [each for each in AXES if _without(out, each) == list(y.shape)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if y is not None and not fitting:
+        return 1 if out.ndim > 3 else -1  # by which the labels are found at fault
+    return _convention(out, "the labels do" if y is not None else "a batch without labels does")
+
+
+def _usual(out: Tensor, classes: int | None) -> int | None:
+    """Return the axis of classes where it is known or there is but one."""
+    return -1 if out.ndim <= 2 else classes
+
+
+def _without(out: Tensor, axis: int) -> list[int]:
+    return [size for place, size in enumerate(out.shape) if place != axis % out.ndim]
+
+
+def _convention(out: Tensor, told: str) -> int:
+    """Return the axis of classes of outputs like pictures; raises InputError for other ones."""
+    if out.ndim > 3:
+        return 1
+    raise InputError(
+        f"outputs {list(out.shape)} may have their classes on axis 1, as torch's cross entropy "
+        f"takes them, or on the last one, and {told} not tell: say Targeted(..., classes=1) or "
+        "classes=-1."
+    )
+
+
+def output_layer(model: nn.Module, x: Tensor) -> str | None:
+    """Return the name of the linear or convolution layer that a pass of inputs x calls last.
+
+    None where there is none, or its weight is computed from others.
+    """
+    watching = Watching({}, {}, substitute=False)
+    first = next(model.parameters(), x)
+    with as_in_evaluation(model, x), torch.no_grad(), watching:
+        model(x.to(first.device))
+    return name_of(model, watching.last)
+
+
+def name_of(model: nn.Module, weight: Tensor | None) -> str | None:
+    """Return the name of the linear or convolution layer that owns a weight, the last of them."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, KINDS) and module._parameters.get("weight") is weight
+    ]
+    return names[-1] if names and weight is not None else None
 
 
 def measure(
@@ -91,7 +197,7 @@ def measure(
             )
         start = torch.ones_like(out)
         if batch.wanted is not None:
-            start = torch.zeros_like(out).scatter_(class_axis(out), batch.wanted, 1.0)
+            start = batch.wanted.to(out.dtype)
         mark = marks.get(out)
         if mark is not None and mark.epsilon:
             start = stabilise(start, out.detach(), mark.epsilon)

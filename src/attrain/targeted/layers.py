@@ -92,6 +92,7 @@ class Layer:
         self.norm: Norm | None = None
         self.owns = self.weight  # what the model has been seen to hold
         self._versions: list[tuple[int, int]] = []
+        self._memory = self._places()
 
     @property
     def weight(self) -> nn.Parameter:
@@ -110,12 +111,21 @@ class Layer:
             found.append((self.of_bias, self.bias))
         return found
 
-    def link(self) -> None:
-        """Let what learns share the memory of the whole, while all rows learn."""
-        if self.rows is None:
-            for part, whole in self.parts():
-                if part.data_ptr() != whole.data_ptr() or part.shape != whole.shape:
-                    _reshape(part, whole.data)
+    def link(self, *, anew: bool = False) -> None:
+        """Let what learns share the memory of the whole, while all rows learn.
+
+        The values of the whole count, unless an optimizer has given what learns, and that alone,
+        other memory since the last time; `anew`: in any case.
+        """
+        if self.rows is not None:
+            return
+        for (part, whole), memory in zip(self.parts(), self._memory, strict=True):
+            if part.data_ptr() == whole.data_ptr() and part.shape == whole.shape:
+                continue
+            if not anew and part.shape == whole.shape and memory == whole.data_ptr():
+                whole.data.copy_(part.data)
+            _reshape(part, whole.data)
+        self._memory = self._places()
 
     def target(self, rows: Tensor) -> None:
         """Let `rows` [k] learn from now on; what has learned so far is in the whole."""
@@ -132,31 +142,45 @@ class Layer:
             part.grad = None
         if self.norm is not None:
             self.norm.keep()
-        self._versions = self._seen()
+        self._versions, self._memory = self._seen(), self._places()
 
     def sync(self, *, always: bool = False) -> None:
         """Write what has been learned into the whole; `always`, though no change can be told.
 
         Fused optimizers, and those that write into `.data`, leave no trace in versions.
         """
-        if self.rows is None or (self._seen() == self._versions and not always):
-            return
-        for part, whole in self.parts():
-            whole.index_copy_(0, self.rows, part)
-        self._versions = self._seen()
-
-    def check(self) -> None:
-        """Raise InputError where somebody else changed the weight whose rows learn."""
-        if self.weight is not self.owns:
-            raise InputError(
-                f"layer {self.name!r} has another weight than when its rows were taken: change a "
-                "model before it is given to Targeted, and make a new one afterwards."
-            )
         if self.rows is None:
             self.link()
             return
-        for (mine, theirs), (part, whole) in zip(self._versions, self.parts(), strict=True):
-            if part._version != mine or whole._version == theirs:
+        if self._seen() == self._versions and not always:
+            return
+        for part, whole in self.parts():
+            whole.index_copy_(0, self.rows, part)
+        self._versions, self._memory = self._seen(), self._places()
+
+    def check(self, *, values: bool) -> None:
+        """Raise InputError where somebody else changed the weight whose rows learn.
+
+        Changes leave a trace in versions, or give other memory, except those in place by way of
+        `.data`; `values`: look for these, too. A model of another device or type is followed.
+        """
+        if self.weight is not self.owns:
+            raise InputError(
+                f"layer {self.name!r} has another weight than when its rows were taken: load "
+                "weights by Targeted.load_state_dict, and change a model otherwise before it is "
+                "given to Targeted."
+            )
+        for part, whole in self.parts():
+            if self.rows is not None and (part.dtype, part.device) != (whole.dtype, whole.device):
+                _reshape(part, part.data.to(whole))
+                self.moved()
+        if self.rows is None:
+            return
+        for (mine, theirs), memory, (part, whole) in zip(
+            self._versions, self._memory, self.parts(), strict=True
+        ):
+            unseen = values and part._version == mine
+            if whole._version == theirs and whole.data_ptr() == memory and not unseen:
                 continue
             if not torch.equal(whole.detach().index_select(0, self.rows), part.detach()):
                 raise InputError(
@@ -173,8 +197,8 @@ class Layer:
                 setattr(self, name, value.to(device))
         if self.norm is not None:
             self.norm.moved()
-        self.link()
-        self._versions = self._seen()
+        self.link(anew=True)
+        self._versions, self._memory = self._seen(), self._places()
 
     def load(self, **known: Tensor | None) -> None:
         """Take over what a checkpoint knows; `reload` follows once weights are loaded."""
@@ -182,6 +206,7 @@ class Layer:
         for name, value in known.items():
             setattr(self, name, None if value is None else value.to(device, copy=True))
         self.late = self.since is not None and bool(self.since.any())
+        self.counted = {}
         if self.rows is None:
             self.mask = None
 
@@ -189,7 +214,7 @@ class Layer:
         """Take the rows that learn out of the whole, which holds other values now."""
         rows, self.rows = self.rows, None
         if rows is None:
-            self.link()
+            self.link(anew=True)
         else:
             self.target(rows)
 
@@ -206,6 +231,9 @@ class Layer:
 
     def _seen(self) -> list[tuple[int, int]]:
         return [(part._version, whole._version) for part, whole in self.parts()]
+
+    def _places(self) -> list[int]:
+        return [whole.data_ptr() for _, whole in self.parts()]
 
 
 def _reshape(part: nn.Parameter, data: Tensor) -> None:

@@ -63,11 +63,13 @@ class Targeted(nn.Module):
     refresh: rows are chosen again every so many steps.
     warmup: so many steps train all rows before the first choice. With 0, scores that are measured
         start from rows drawn by chance, and choose after the first step.
-    exploration: the share of the chosen rows that is drawn by chance, in [0, 1).
+    exploration: the share of the chosen rows that is drawn by chance, on average, in [0, 1).
     input_gradient: "full", or "selected": a layer hands back the gradient of its inputs through
         the chosen rows alone, as meProp does (Sun et al., 2017).
     dense: names or patterns of layers that are trained as ever; by default the output layer, which
         is the last linear or convolution layer that the model registers.
+    classes: the axis of outputs [N, C, ...] or [N, ..., C] on which classes are, 1 or -1. By
+        default the loss tells it, or the labels given to `protect`.
     memory: the share of the past in a score, S <- memory S + (1 - memory) new.
     statistics: "update" the running statistics of BatchNorm, or "freeze" them, so that a layer
         normalises as in evaluation. Its affine parameters learn for chosen units alone.
@@ -89,6 +91,7 @@ class Targeted(nn.Module):
         exploration: float = 0.0,
         input_gradient: Literal["full", "selected"] = "full",
         dense: str | Sequence[str] | None = None,
+        classes: int | None = None,
         memory: float = 0.5,
         statistics: Literal["update", "freeze"] = "update",
         seed: int = 0,
@@ -97,6 +100,7 @@ class Targeted(nn.Module):
         super().__init__()
         checks.model(model)
         checks.options(density, refresh, warmup, exploration, memory, seed)
+        checks.axis(classes)
         checks.names(dense, on_refresh)
         for kind, value, known in (
             ("input_gradient", input_gradient, INPUT_GRADIENTS),
@@ -115,10 +119,12 @@ class Targeted(nn.Module):
         self.density, self.score, self.refresh, self.warmup = density, score, refresh, warmup
         self.exploration, self.input_gradient, self.memory = exploration, input_gradient, memory
         self.statistics, self.seed, self.on_refresh = statistics, seed, on_refresh
+        self.classes = classes
         self.parts = Parts()
         names = [dense] if isinstance(dense, str) else dense
         self._layers, self.dense = layers.find(model, names, density, self.parts)
         self._assumed = next(iter(self.dense)) if dense is None else None
+        self._axis: int | None = None  # of classes, once a loss has told it
         self._steps, self._late, self._passed = 0, False, False
         self._generator = torch.Generator().manual_seed(seed)
         self._measuring: Measuring | None = None
@@ -131,6 +137,7 @@ class Targeted(nn.Module):
             self._choose({each.name: self._draw(each) for each in self._layers}, (), told=False)
         self.training = model.training
         self._freeze_statistics()
+        state.expect(self._layers)
 
     @property
     def steps(self) -> int:
@@ -142,8 +149,9 @@ class Targeted(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model returns; in training, rows learn by it."""
         with torch.no_grad(), natively():
+            due = self._due(self._steps + 1)
             for layer in self._layers:
-                layer.check()
+                layer.check(values=due)
                 layer.sync()
                 if layer.norm is not None and layer.mask is not None:
                     layer.norm.keep()
@@ -153,7 +161,7 @@ class Targeted(nn.Module):
         wrapper = distributed.around()
         if wrapper is not None:
             self._wrapper = weakref.ref(wrapper)
-        measures = self.training and self._due(self._steps + 1)
+        measures = self.training and due
         watching = Watching(
             self._table,
             self._norms,
@@ -163,7 +171,7 @@ class Targeted(nn.Module):
         with watching:
             out = self.model(*args, **kwargs)
         if self._assumed is not None:
-            checks.output(self._name_of(watching.last), self._assumed)
+            checks.output(explain.name_of(self.model, watching.last), self._assumed)
             self._assumed = None
         if measures and self._rule.needs in ("relevance", "flow"):
             self._remember(args, kwargs, outputs_of(out))
@@ -186,6 +194,7 @@ class Targeted(nn.Module):
                 "can have learned: call the Targeted itself, targeted(x), and backward()."
             )
         self._passed = False
+        state.expect_no_more(self._layers)
         with torch.no_grad(), natively():
             for layer in self._layers:
                 state.correct_bias(given, layer)
@@ -242,7 +251,11 @@ class Targeted(nn.Module):
         def came_back(slopes: Tensor) -> None:
             with torch.no_grad(), natively():
                 finite = bool(slopes.isfinite().all())
-                self._batch = Batch(*kept, explain.wanted(slopes), finite)
+                known = self.classes or self._axis
+                if finite and known is None:
+                    known = self._axis = explain.class_axis(slopes)
+                wanted = explain.wanted(slopes, known) if finite else None
+                self._batch = Batch(*kept, wanted, finite)
 
         if out.requires_grad:
             with natively():
@@ -311,7 +324,7 @@ class Targeted(nn.Module):
         kept, reshaped = {}, False
         with torch.no_grad(), natively():
             for layer in self._layers:
-                explored = round(self.exploration * layer.k)
+                explored = selection.part(self.exploration, layer.k, self._generator)
                 rows = selection.choose(scores[layer.name], layer.k, explored, self._generator)
                 stay = 1.0 if layer.mask is None else float(layer.mask[rows].double().mean())
                 kept[layer.name] = stay
@@ -334,9 +347,10 @@ class Targeted(nn.Module):
     ) -> dict[str, Tensor]:
         """Measure what each unit has to do with an old task, for `low_relevance` and `ratio`.
 
-        batches: (x, y), inputs and class indices, or inputs alone, which are explained for the
-        class that the model names. forward: from inputs to the old task's outputs, where the model
-        does not return them itself. Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
+        batches: (x, y), inputs and class indices, without those that are -100, or inputs alone,
+        which are explained for the class that the model names. forward: from inputs to the old
+        task's outputs, where the model does not return them itself.
+        Returns mean_n |z_nj do_n/dz_nj| of each layer [units].
 
         Raises InputError for no batches, and for what are none.
         """
@@ -350,11 +364,12 @@ class Targeted(nn.Module):
             x, y = checks.pair(batch)
             with as_in_evaluation(self.model, x), torch.no_grad():
                 out = outputs_of((forward or self.model)(x))
-            axis = explain.class_axis(out)
+            axis = explain.labelled(out, y, self.classes)
             wanted = None
             if out.ndim > 1 and out.shape[axis] > 1:
                 checks.labels(y, out, axis)
-                wanted = out.argmax(axis, keepdim=True) if y is None else y.unsqueeze(axis)
+                named = out.argmax(axis, keepdim=True) if y is None else y.unsqueeze(axis)
+                wanted = explain.chosen(out, named.clamp_min(0), axis) & (named != checks.IGNORED)
             found = explain.measure(
                 self.model,
                 self._table,
@@ -392,10 +407,16 @@ class Targeted(nn.Module):
     def trained_share(self) -> float:
         """Return the share of the model's parameters that learn now."""
         whole = {id(each): each.numel() for each in self.model.parameters()}
-        learning = {id(each): each.numel() for each in self.parameters() if each.requires_grad}
+        learning = {
+            id(each): each.numel()
+            for each in self.parameters()
+            if each.requires_grad and id(each) not in self._table
+        }
         for layer in self._layers:
             if layer.norm is not None and layer.rows is not None:
-                learning |= {id(each): layer.k for each in layer.norm.parameters}
+                learning |= {
+                    id(each): layer.k for each in layer.norm.parameters if each.requires_grad
+                }
         return sum(learning.values()) / sum(whole.values())
 
     def optimizer_bytes(self, *optimizers: Optimizer) -> int:
@@ -418,6 +439,14 @@ class Targeted(nn.Module):
         """Set training or evaluation, in which BatchNorm stays where its statistics are frozen."""
         super().train(mode)
         self._freeze_statistics()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Targeted":
+        """Let everything learn or nothing, rows in place of the weights that they are part of."""
+        super().requires_grad_(requires_grad)
+        for layer in self._layers:
+            for _, whole in layer.parts():
+                whole.requires_grad_(False)
         return self
 
     def _freeze_statistics(self) -> None:
@@ -443,13 +472,6 @@ class Targeted(nn.Module):
         }
         for layer in self._layers:
             layer.owns = layer.weight
-
-    def _name_of(self, weight: Tensor | None) -> str | None:
-        name: str
-        for name, module in self.model.named_modules():
-            if weight is not None and module._parameters.get("weight") is weight:
-                return name
-        return None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Targeted":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -521,6 +543,11 @@ def _loaded(targeted: Any, _: Any) -> None:
     with torch.no_grad(), natively():
         for layer in targeted._layers:
             layer.reload()
+    if any(layer.weight is not layer.owns for layer in targeted._layers):  # assign=True
+        for layer in targeted._layers:
+            layer.norm = None
+        targeted._index()
+    state.expect(targeted._layers)
 
 
 def _plain(value: Any) -> Any:

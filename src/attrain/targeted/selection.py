@@ -16,6 +16,14 @@ def count(units: int, density: float, multiple: int = 1) -> int:
     return min(units // multiple, max(1, round(density * units / multiple))) * multiple
 
 
+def part(share: float, k: int, generator: torch.Generator) -> int:
+    """Return how many of k places a share of them is, on average: a fraction by a throw."""
+    exact = share * k
+    if abs(exact - round(exact)) < 1e-9:
+        return round(exact)
+    return int(exact) + int(torch.rand((), generator=generator) < exact % 1)
+
+
 def choose(scores: Tensor, k: int, explored: int, generator: torch.Generator) -> Tensor:
     """Return the numbers [k], in order, of the units with the highest scores [units].
 

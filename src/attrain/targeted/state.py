@@ -1,13 +1,20 @@
 """What an optimizer remembers of rows, when other rows take their place."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from attrain.errors import InputError
 from attrain.targeted.layers import Layer
+
+_EXPECTING: WeakKeyDictionary[Layer, set[int]] = WeakKeyDictionary()
+"""Layers until the next step of their Targeted, and the optimizers that made one in between."""
 
 
 def take_over(optimizers: Sequence[Optimizer], layer: Layer, rows: Tensor) -> None:
@@ -76,6 +83,9 @@ def correct_bias(optimizers: Iterable[Optimizer], layer: Layer) -> None:
     with moments of zero a steps ago needs 1 - beta^a (Kingma and Ba 2015, section 3), without which
     its first steps are up to 7 times too long. To be called before the step is taken over.
     """
+    if layer.late and layer.since is not None and _renewed(optimizers, layer):
+        layer.since.zero_()
+        layer.late = False
     since = layer.since
     if not layer.late or since is None or layer.rows is None:
         return
@@ -97,6 +107,14 @@ def correct_bias(optimizers: Iterable[Optimizer], layer: Layer) -> None:
                         if any(parameter is other for other in each["params"])
                     )
                     _correct(optimizer.state[parameter], group, parameter, places, before, since)
+
+
+def _renewed(optimizers: Iterable[Optimizer], layer: Layer) -> bool:
+    """Tell whether Adam began anew since rows entered, so that all of them are as old as it."""
+    seen = layer.counted.get(id(layer.of_weight))
+    assert layer.since is not None
+    least = int(layer.since.max()) if seen is None else seen
+    return _steps(optimizers, layer.of_weight) < least
 
 
 def _moved(optimizer: Adam, layer: Layer, parameter: Tensor) -> bool:
@@ -135,3 +153,50 @@ def held(optimizers: Iterable[Optimizer]) -> int:
         for value in state.values()
         if isinstance(value, Tensor)
     )
+
+
+def expect(layers: Iterable[Layer]) -> None:
+    """Check the steps of optimizers until `Targeted.step` is called: it follows, states fit."""
+    _listen()
+    _EXPECTING.update({layer: set() for layer in layers})
+
+
+def expect_no_more(layers: Iterable[Layer]) -> None:
+    """Leave the steps of optimizers alone again."""
+    if _EXPECTING:
+        for layer in layers:
+            _EXPECTING.pop(layer, None)
+
+
+def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:
+    return any(parameter is each for group in optimizer.param_groups for each in group["params"])
+
+
+@cache
+def _listen() -> None:
+    register_optimizer_step_pre_hook(_check)
+
+
+def _check(optimizer: Optimizer, *given: Any) -> None:
+    """Raise InputError where an optimizer remembers as many rows as learned at another time.
+
+    That is so where one of two states was loaded, and the other, saved with it, was not. Also where
+    nobody calls `Targeted.step`.
+    """
+    for layer, seen in list(_EXPECTING.items()):
+        if layer.of_weight.grad is not None and _holds(optimizer, layer.of_weight):
+            if id(optimizer) in seen:
+                raise InputError(
+                    "the optimizer makes its second step, and targeted.step(optimizer) was not "
+                    "called after the first: call it after each, or no rows are ever chosen."
+                )
+            seen.add(id(optimizer))
+        other = layer.units if layer.rows is not None else layer.k
+        for part, _ in layer.parts():
+            known = optimizer.state.get(part)
+            if len(part) != other and _by_row(known, other) and not _by_row(known, len(part)):
+                raise InputError(
+                    f"the optimizer remembers {other} rows of layer {layer.name!r}, of which "
+                    f"{len(part)} learn now: load the states of Targeted and its optimizer "
+                    "that were saved together, or make a new optimizer."
+                )

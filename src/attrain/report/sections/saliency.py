@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from attrain.report import numbers, raster
-from attrain.report.folder import Array, Explained, Run, Samples
+from attrain.report.folder import Array, Explained, Run, Samples, listing, mapping
 from attrain.report.palette import label
 from attrain.report.section import Filled, Section
 from attrain.report.table import Table, download
@@ -24,7 +24,7 @@ FILTERS = (
 
 
 def fill(run: Run) -> Filled | None:
-    """Fill the saliency maps, for runs on image data alone."""
+    """Fill the saliency maps, for runs on pictures and time series."""
     samples = run.samples
     if samples is None:
         return None
@@ -43,6 +43,8 @@ def fill(run: Run) -> Filled | None:
             "cards": cards,
             "filters": [(key, text, _count(cards, key)) for key, text in FILTERS],
             "scale": raster.scale_bar(),
+            "series": len(listing(mapping(run.config.get("data")).get("input_shape"))) == 2,
+            "framed": samples.evidence is not None,
             "top": numbers.short(top),
             "clipped": top < every.max(),
             "csv": download("saliency.csv", _CSV, _rows(samples, methods)) if small else None,
@@ -71,6 +73,7 @@ def concentration(saliency: Array) -> Array:
 
 def _card(run: Run, samples: Samples, methods: Methods, k: int, top: float) -> Mapping[str, Any]:
     truth = samples.labels[k]
+    frame = None if samples.evidence is None else samples.evidence[k]
     tiles = []
     for name, explained in methods:
         predicted = explained.predictions[k]
@@ -78,7 +81,7 @@ def _card(run: Run, samples: Samples, methods: Methods, k: int, top: float) -> M
             {
                 "place": run.position(name),
                 "method": label(name),
-                "image": raster.heat_map(explained.saliency[k], top),
+                "image": raster.heat_map(explained.saliency[k], top, frame),
                 "predicted": _class(samples, predicted),
                 "right": predicted == truth,
                 "confidence": f"{100 * explained.confidence[k]:.0f}%",
@@ -89,7 +92,7 @@ def _card(run: Run, samples: Samples, methods: Methods, k: int, top: float) -> M
     return {
         "index": samples.index[k],
         "label": _class(samples, truth),
-        "image": raster.photograph(samples.pixels[k]),
+        "image": raster.photograph(samples.pixels[k], frame),
         "tiles": tiles,
         "kinds": kinds + (["split"] if len(answers) > 1 else []),
     }
