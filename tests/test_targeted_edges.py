@@ -565,6 +565,16 @@ def test_weights_that_are_changed_by_data_are_told_at_a_choice(score):
             train(targeted, optimizer, 1)
 
 
+def test_weights_that_are_not_finite_are_nobody_elses_change():
+    targeted = Targeted(made(), score="error", warmup=0, refresh=5)
+    optimizer = torch.optim.SGD(targeted.parameters(), lr=float("inf"))
+    train(targeted, optimizer, 12)
+    assert not targeted.model[0].weight.isfinite().all()
+    targeted.model[0].weight.data.fill_(1.0)
+    with pytest.raises(InputError, match="'0' was changed after its rows were selected: load"):
+        train(targeted, optimizer, 5)
+
+
 def test_weights_in_other_memory_are_told_unless_they_are_the_same():
     targeted = Targeted(made(), score="fixed", warmup=0)
     optimizer = torch.optim.SGD(targeted.parameters(), lr=0.1)

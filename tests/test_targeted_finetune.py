@@ -25,8 +25,8 @@ from attrain.studies.targeted_settings import SETTINGS, Config, patched  # fmt: 
 
 SMALL = Config(
     digits="digits", pictures="digits", hidden=(12, 8), width=0.0, before=120, before_steps=15,
-    few=20, some=40, replayed=4, held=30, test=50, protected=20, steps=4, rates=(0.1, 0.01),
-    picture_rates=(0.1, 0.01), shares=(0.5, 1.0), seeds=3, pairs=1,
+    picture_before=120, picture_steps=15, few=20, some=40, replayed=4, picture_replayed=4, held=30,
+    test=50, protected=20, steps=4, rates=(0.1, 0.01), shares=(0.5, 1.0), seeds=3, pairs=1,
 )  # fmt: skip
 
 
@@ -84,6 +84,12 @@ def test_more_classes_come_with_as_many_old_pictures_of_a_few():
     assert len(found.train) - len(old) == 40 and len(old) == 40
     assert len(old.x.flatten(1).unique(dim=0)) == 4 * 5 == len(found.kept)
     assert set(found.test[OLD].y.tolist()) == set(range(10))
+
+
+def test_outputs_of_new_classes_are_as_they_were_drawn():
+    found, drawn = given.more_digits(SMALL, 0).model.old, given._model(SMALL, 10, 0).old
+    assert torch.equal(found.weight[5:], drawn.weight[5:])
+    assert not torch.equal(found.weight[:5], drawn.weight[:5])
 
 
 def test_success_in_two_tasks_is_the_mean_of_both():

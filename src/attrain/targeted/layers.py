@@ -182,7 +182,7 @@ class Layer:
             unseen = values and part._version == mine
             if whole._version == theirs and whole.data_ptr() == memory and not unseen:
                 continue
-            if not torch.equal(whole.detach().index_select(0, self.rows), part.detach()):
+            if not _same(whole.detach().index_select(0, self.rows), part.detach()):
                 raise InputError(
                     f"the weight of layer {self.name!r} was changed after its rows were selected: "
                     "load weights by Targeted.load_state_dict, or before the model is given to it."
@@ -234,6 +234,11 @@ class Layer:
 
     def _places(self) -> list[int]:
         return [whole.data_ptr() for _, whole in self.parts()]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same values; those of a diverged model are NaN."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _reshape(part: nn.Parameter, data: Tensor) -> None:
