@@ -320,8 +320,8 @@ STUDY = Study(
         "20,000 of the 60,000 training images and 6 epochs of SGD, in the quick budget 2 (rate "
         "0.1, momentum 0.9, OneCycle, clip-norm 3, batches of 128); the authors take all, Adadelta "
         "and more epochs. The rate was not tuned, for no arm.",
-        "Maps of 400 test images per seed, other ones for each seed, 2,000 in all; they are of the "
-        "predicted class.",
+        "Maps of 2,000 test images per seed, in the quick budget of 400, other ones for each seed; "
+        "they are of the predicted class.",
         "Integrated gradients, SmoothGrad and GradientSHAP take 20 steps or draws, GradientSHAP "
         "and DeepSHAP 5 training images as baselines, integrated gradients and DeepLIFT a black "
         "one.",
@@ -334,7 +334,7 @@ STUDY = Study(
     budgets={
         "smoke": Config(_FEW, images=20, seeds=2, control_seeds=1),
         "quick": Config(Recipe(samples=20_000, epochs=2)),
-        "full": Config(Recipe(samples=20_000, epochs=6)),
+        "full": Config(Recipe(samples=20_000, epochs=6), images=2000),
     },
     rows=rows,
     conclude=conclude,
