@@ -230,7 +230,7 @@ def _without_maps(found: Mapping[str, Found]) -> Claim:
         "claim": "Guided models are as robust as regular ones to the loss of random pixels, so "
         "that a faster drop is due to their maps",
         "source": "not in the paper",
-        "holds": gap["mean"] > 0 if gap["clear"] else "unclear",
+        "holds": verdict(gap),
         "figure": f"area {percent(ours)} against {percent(plain)}; difference {points(gap)}",
     }
 
