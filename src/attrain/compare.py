@@ -467,7 +467,11 @@ def _tuned_rival(job: _Job, rival: Method, record: dict[str, Any]) -> Method:
 def _explain(job: _Job, methods: Sequence[Method]) -> None:
     """Write samples.json, boundary.json and spikes.json from the models of the first seed."""
     shape = () if job.data.words else job.data.input_shape
-    models = {method.name: job.trained(job.folder.seed(method.name, 0)) for method in methods}
+    models = {
+        method.name: job.trained(job.folder.seed(method.name, 0))
+        for method in methods
+        if len(shape) in (1, 2, 3)
+    }
     if (len(shape) == 3 and shape[0] in (1, 3)) or len(shape) == 2:
         x = job.data.test.tensors[0][:1]
         seeing = {n: m for n, m in models.items() if has_gradient(m, x.to(_device(m)))}

@@ -151,3 +151,13 @@ def progress_bar(shown: bool, method: str, samples: int) -> Iterator[Callable[[f
     ) as progress:
         task = progress.add_task(method, total=samples)
         yield lambda done: progress.update(task, completed=done)
+
+
+def check_classes(y: Tensor, classes: int) -> None:
+    """Raise InputError for labels [N] that a model of so many outputs does not know."""
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"labels go from {low} to {high}, and the model has {classes} outputs: they must lie "
+            f"in 0..{classes - 1}."
+        )

@@ -248,16 +248,6 @@ def labels(y: Any, samples: int) -> None:
     )
 
 
-def in_range(y: Tensor, classes: int) -> None:
-    """Raise InputError for labels that the model has no output for."""
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise InputError(
-            f"labels go from {low} to {high}, and the model has {classes} outputs: they must lie "
-            f"in 0..{classes - 1}."
-        )
-
-
 def masked(given: Any, x: Tensor, version: int) -> Tensor:
     """Return what a mask function made of x, which had this version before.
 

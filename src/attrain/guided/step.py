@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from attrain import marks
 from attrain.attribution import layers
-from attrain.attribution.conditions import as_in_evaluation
+from attrain.attribution.conditions import as_in_evaluation, check_classes
 from attrain.attribution.targets import scores
 from attrain.credit import LFP, is_active, natively
 from attrain.errors import InputError, unknown
@@ -341,7 +341,7 @@ class SaliencyGuided:
         if self._looks(x):
             checks.probabilities(out, self.outputs)
             if self.target == "label" and self.order != "random" and self.form != "fast":
-                checks.in_range(y, out.shape[1])
+                check_classes(y, out.shape[1])
 
     def _looks(self, x: Tensor) -> bool:
         """Tell whether values are checked: on the CPU always, else at first, since it waits."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attrain.attribution.conditions import check_classes
 from attrain.errors import InputError
 
 Predict = Callable[[Tensor], Tensor]
@@ -120,14 +121,4 @@ def check_numbers(x: Tensor) -> None:
         raise InputError(
             f"{int(broken.sum())} of {len(x)} samples have values that are NaN or infinite, the "
             f"first is sample {int(broken.nonzero()[0])}: leave them out."
-        )
-
-
-def check_classes(y: Tensor, classes: int) -> None:
-    """Raise InputError for labels [N] that a model of so many outputs does not know."""
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise InputError(
-            f"labels go from {low} to {high}, and the model has {classes} outputs: they must lie "
-            f"in 0..{classes - 1}."
         )

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from attrain.attribution.conditions import check_classes
 from attrain.errors import InputError
 from attrain.metrics.batches import (
     Predict,
     answers,
-    check_classes,
     check_labels,
     hits,
     spread_over,
